@@ -1,0 +1,73 @@
+"""IP addresses as the stages need them: parsed to bytes, looked up in sets of prefixes, masked."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any
+
+import pytricia
+
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+def parse(text: str) -> bytes | None:
+    """The address as 4 or 16 bytes; None if the text is no address. Zones, masks, brackets and leading zeros make it none."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        return None
+
+
+def unmapped(packed: bytes) -> bytes:
+    """The IPv4 address in an IPv4-mapped IPv6 address (::ffff:192.0.2.1); any other address as it is."""
+    return packed[12:] if packed[:12] == _MAPPED and len(packed) == 16 else packed
+
+
+def mask(text: str) -> str | None:
+    """The address without its host part; None if the text is no address.
+
+    192.0.2.1 → 192.0.2.x; of IPv6 the last four groups: 2001:db8::1 → 2001:db8:0:0:x:x:x:x. Groups that carry an IPv4 address
+    are masked too: in 6to4 (2002::/16) the second and third, in Teredo (2001:0::/32) all after the prefix.
+    """
+    packed = parse(text)
+    if packed is None:
+        return None
+    if len(packed) == 4:
+        return "{}.{}.{}.x".format(*packed)
+    groups = [f"{packed[i] << 8 | packed[i + 1]:x}" for i in range(0, 8, 2)]
+    if groups[0] == "2002":
+        groups[1:3] = "xx"
+    elif groups[:2] == ["2001", "0"]:
+        groups[2:4] = "xx"
+    return ":".join([*groups, "x:x:x:x"])
+
+
+class Prefixes:
+    """A table of prefixes, IPv4 and IPv6: the value of the longest one that holds an address. Mapped IPv4 counts as IPv4."""
+
+    def __init__(self) -> None:
+        self._v4 = pytricia.PyTricia(32, socket.AF_INET)
+        self._v6 = pytricia.PyTricia(128, socket.AF_INET6)
+
+    def add(self, prefix: str, value: Any = True) -> None:
+        """ValueError with a sentence if the text is no prefix. Host bits may be set, as the reference allows."""
+        network = ipaddress.ip_network(prefix, strict=False)
+        (self._v4 if network.version == 4 else self._v6).insert(str(network), value)
+
+    def get(self, ip: str) -> Any:
+        """The value for an address; None if no prefix holds it or it is none."""
+        packed = parse(ip)
+        if packed is None:
+            return None
+        packed = unmapped(packed)
+        return (self._v4 if len(packed) == 4 else self._v6).get(packed)
+
+
+def is_multicast(ip: str) -> bool:
+    """Whether the address lies in 224.0.0.0/4 or ff00::/8."""
+    packed = parse(ip)
+    if packed is None:
+        return False
+    packed = unmapped(packed)
+    return packed[0] >> 4 == 14 if len(packed) == 4 else packed[0] == 0xFF

@@ -1,0 +1,305 @@
+"""The command netsage-pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+from netsage_pipeline import __version__, config, folders, stagefile
+from netsage_pipeline.addresses import parse
+from netsage_pipeline.chain import Chain, Configured, configured, sees_addresses
+from netsage_pipeline.flow import Now, Sink
+from netsage_pipeline.members import convert
+from netsage_pipeline.nfdump import Rows
+from netsage_pipeline.read import Dump, find
+from netsage_pipeline.replay import OutputError, Replay, Summary
+from netsage_pipeline.show import said
+from netsage_pipeline.tables import Tables
+
+NOTHING_READ = 1
+WRONG_SETTINGS = 2
+
+EPILOG = """\b
+Examples:
+  netsage-pipeline demo
+  netsage-pipeline replay flows.ndjson.gz --to enriched.ndjson --dead-letters refused.ndjson
+  netsage-pipeline replay /data/nfcapd/ --sensor campus-border --to - | jq .meta.src_organization
+  zstdcat *.zst | netsage-pipeline replay - --now 1700000000
+  netsage-pipeline replay refused.ndjson
+  netsage-pipeline check --conf /etc/netsage/conf.d
+  netsage-pipeline stages --stages /etc/netsage/stages
+  netsage-pipeline config 40_aggregation
+  netsage-pipeline lookups convert networkA-members-list.rb
+  netsage-pipeline lookups show 198.51.100.7
+
+Lookup tables are read from the directory NETSAGE_LOOKUPS. Exit status: 0 done (also when flows were refused), 1 nothing could be read or
+written, 2 something is wrong with the settings.
+"""
+
+conf_option = click.option("--conf", type=click.Path(path_type=Path), help="Directory of settings; default: ours")
+stages_option = click.option(
+    "--stages", "directory", type=click.Path(path_type=Path), help="Directory of your own stage files, beside ours"
+)
+
+
+def tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+@contextlib.contextmanager
+def refusing_settings() -> Iterator[None]:
+    """Wrong settings end the program with a line for each error."""
+    try:
+        yield
+    except config.SettingsError as error:
+        for line in error.errors:
+            tell(line)
+        sys.exit(WRONG_SETTINGS)
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__)
+def main() -> None:
+    """Flow records in, stitched and enriched flows without personal addresses out."""
+
+
+def stages_of(conf: Path | None, directory: Path | None) -> list[Configured]:
+    if directory is not None and not directory.is_dir():
+        raise config.SettingsError([f"{directory}: no such directory of stages"])
+    return configured(conf or folders.shipped("conf.d"), [folders.shipped("stages"), *([directory] if directory else [])])
+
+
+def opened(stages: list[Configured], now: Now) -> tuple[Chain, Tables]:
+    """The chain with its tables open. SettingsError if a table or a factory is broken."""
+    tables = Tables(folders.tables())
+    chain = Chain(stages, tables, now)
+    if tables.broken:
+        raise config.SettingsError(tables.broken)
+    return chain, tables
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True)
+@conf_option
+@stages_option
+@click.option(
+    "--now", "at", default=None, help="Unix time that flows are compared with and that is written as the time of processing; default: off"
+)
+@click.option("--clock", type=click.Choice(["event", "arrival"]), default="event", show_default=True, help="What stitching goes by")
+@click.option("--to", "to", help="File for the enriched flows, - for standard output (the default)")
+@click.option("--dead-letters", "dead_letters", type=click.Path(path_type=Path), help="File for the flows that are refused")
+@click.option("--sensor", help="Sensor name for nfcapd files; default: the name of their directory")
+@click.option("--flow-type", default="netflow", show_default=True, help="Flow type for nfcapd files")
+@click.option("--min-bytes", default=0, show_default=True, help="Leave out rows of nfcapd files with fewer bytes, after aggregation")
+def replay(
+    paths: tuple[str, ...],
+    conf: Path | None,
+    directory: Path | None,
+    at: str | None,
+    clock: str,
+    to: str | None,
+    dead_letters: Path | None,
+    sensor: str | None,
+    flow_type: str,
+    min_bytes: int,
+) -> None:
+    """Run dumps through the chain: JSON, NDJSON, .gz, .zst, nfcapd files, dead letters, directories of them, - for standard input."""
+    with refusing_settings():
+        fixed = _unix_time(at)
+        stages = stages_of(conf, directory)
+        now = Now(fixed if fixed is not None else time.time(), judges=fixed is not None, clock=clock)
+        chain, tables = opened(stages, now)
+        _refuse_full_addresses(stages)
+        sink, output = _sink(stages if conf else [], to)
+    for path in tables.missing:
+        tell(f"{path}: no such table: its stage goes on as if nothing were found in it (tables are in NETSAGE_LOOKUPS)")
+
+    def rows(dump: Dump) -> Rows:
+        name = sensor or (dump.path.resolve().parent.name if dump.path else "")
+        return Rows(sensor_id=name, flow_type=flow_type, minimum_bytes=min_bytes)
+
+    try:
+        letters = _open(dead_letters) if dead_letters else None
+        summary = run_replay(chain, now, sink, output, letters, list(paths), rows, fixed_now=fixed is not None)
+    except OutputError as error:
+        tell(str(error))
+        _leave_standard_output()
+        sys.exit(NOTHING_READ)
+    for line in summary.lines():
+        tell(line)
+    if chain.refused and not dead_letters:
+        tell("the refused flows were only counted: --dead-letters FILE keeps them")
+    if not summary.read and not chain.refused:
+        tell("nothing could be read")
+        sys.exit(NOTHING_READ)
+
+
+def run_replay(
+    chain: Chain, now: Now, sink: Sink, output: str, letters: BinaryIO | None, paths: list[str], rows: Any, *, fixed_now: bool
+) -> Summary:
+    """Replays with the garbage collector off: flows hold no cycles, and looking for some among a million held flows takes half the time."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        return Replay(chain, now, sink, output, letters, fixed_now=fixed_now).run(find(paths, tell), rows, tell)
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def _unix_time(text: str | None) -> float | None:
+    if text is None or text == "off":
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < 1e10:
+        raise config.SettingsError([f"--now: '{text}' is neither a unix time in seconds nor off"])
+    return seconds
+
+
+def _refuse_full_addresses(stages: list[Configured]) -> None:
+    outputs = [stage for stage in stages if stage.file.factory == "sink" and stage.config.enabled]
+    seen = sees_addresses(stages)
+    if seen and not any(getattr(stage.config, "allow_full_addresses", False) for stage in outputs):
+        where = outputs[0].settings_file.path if outputs else "the settings of an output (99_output_file.toml)"
+        raise config.SettingsError(
+            [f"the output could see full addresses: {each}: enable it, or write allow_full_addresses = true into {where}" for each in seen]
+        )
+
+
+def _sink(stages: list[Configured], to: str | None) -> tuple[Sink, str]:
+    """The output: --to, else that of the settings, else standard output."""
+    for stage in stages:
+        if to is None and stage.file.factory == "sink" and stage.config.enabled:
+            return _made(stage.file.module.sink, stage.config, stage.name)
+    file = stagefile.find([folders.shipped("stages")])["99_output_file"]
+    return _made(file.module.sink, file.module.Config(path=to or "-"), to or "standard output")
+
+
+def _made(factory: Any, settings: Any, name: str) -> tuple[Sink, str]:
+    path = getattr(settings, "path", name)
+    try:
+        return factory(settings), "standard output" if path == "-" else str(path)
+    except OSError as error:
+        raise config.SettingsError([f"{path}: cannot be written: {error.strerror}: name another file with --to"]) from None
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("wb")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}: name another file with --dead-letters") from None
+
+
+def _leave_standard_output() -> None:
+    """Python would try to write what is left in the buffer once more at exit, and print a traceback."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@main.command()
+@conf_option
+@stages_option
+def check(conf: Path | None, directory: Path | None) -> None:
+    """Check settings and lookup tables; all errors at once."""
+    with refusing_settings():
+        stages = stages_of(conf, directory)
+        _, tables = opened(stages, Now())
+        _refuse_full_addresses(stages)
+    for path in tables.missing:
+        tell(f"{path}: no such table: its stage would go on as if nothing were found in it (tables are in NETSAGE_LOOKUPS)")
+    running = sum(stage.config.enabled for stage in stages)
+    click.echo(f"{len(stages)} settings files, {running} stages run, {len(tables.opened) - len(tables.missing)} tables opened: all well")
+
+
+@main.command()
+@conf_option
+@stages_option
+def stages(conf: Path | None, directory: Path | None) -> None:
+    """Show the chain in order: file, enabled, what each stage reads and writes."""
+    with refusing_settings():
+        chain = stages_of(conf, directory)
+    for stage in chain:
+        kind = {"stage": "flow", "end": "end", "source": "input", "sink": "output"}[stage.file.factory]
+        click.echo(f"{stage.name:<22} {'on ' if stage.config.enabled else 'off'}  {kind:<6}  {stage.file.path}")
+        click.echo(f"    reads   {', '.join(stage.file.reads) or 'nothing'}")
+        click.echo(f"    writes  {', '.join(stage.file.writes) or 'nothing'}")
+
+
+@main.command("config")
+@click.argument("stage", required=False)
+@conf_option
+@stages_option
+def show_config(stage: str | None, conf: Path | None, directory: Path | None) -> None:
+    """Show every setting in effect, where it comes from, its default and meaning."""
+    with refusing_settings():
+        chain = stages_of(conf, directory)
+        names = [each.name for each in chain]
+        if stage is not None and stage not in names:
+            raise config.SettingsError([f"{stage}: no such stage in this chain, which has {', '.join(names)}"])
+    for each in chain:
+        if stage is None or each.name == stage:
+            click.echo(f"# {each.settings_file.path}")
+            for line in config.described(each.config, each.settings_file):
+                click.echo(line)
+            click.echo("")
+
+
+@main.group()
+def lookups() -> None:
+    """Lookup tables."""
+
+
+@lookups.command("convert")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+def convert_lists(files: tuple[Path, ...]) -> None:
+    """Convert the reference's *-members-list.rb files to NETSAGE_LOOKUPS/members/. They are read as text, never executed."""
+    directory = folders.tables() / "members"
+    written = 0
+    for file in files:
+        try:
+            converted = convert(file)
+            directory.mkdir(parents=True, exist_ok=True)
+            for each in converted:
+                for line in each.errors:
+                    tell(line)
+                if each.name:
+                    target = directory / f"{_file_name(file, each.name, len(converted))}.toml"
+                    target.write_text(each.text, "utf-8")
+                    click.echo(f"{target}: {each.members} members of {each.name}")
+                    written += 1
+        except OSError as error:
+            tell(f"{error.filename or file}: cannot be read or written: {error.strerror}")
+        except UnicodeDecodeError as error:
+            tell(f"{file}: is not UTF-8 (byte {error.start}): save it as UTF-8")
+    if not written:
+        sys.exit(NOTHING_READ)
+
+
+def _file_name(file: Path, name: str, lists: int) -> str:
+    """Lists are asked in order of file name, so the reference's order of files is kept."""
+    stem = file.name.removesuffix(".rb").removesuffix("-members-list")
+    return stem if lists == 1 else re.sub(r"[^\w.-]", "_", f"{stem}-{name}")
+
+
+@lookups.command("show")
+@click.argument("ip")
+def show_address(ip: str) -> None:
+    """Show what each lookup table says of an address."""
+    if parse(ip) is None:
+        tell(f"'{ip}' is not an IP address")
+        sys.exit(WRONG_SETTINGS)
+    for name, answer in said(ip, folders.tables()):
+        click.echo(f"{name:<22} {answer}")

@@ -1,0 +1,176 @@
+"""Settings: a directory of TOML files, one a stage, with ${VARIABLES}; all errors of all files at once.
+
+A value may hold ${VARIABLE} or ${VARIABLE:-default}, as in compose files. A secret (SecretStr) called `key` can be given as
+`key_file`, the path of a file that holds it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+
+class Settings(BaseModel):
+    """The base of every stage's Config: frozen, unknown keys are refused, every field has a default or is required."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = Field(True, description="Whether the stage runs")
+
+
+class Output(Settings):
+    """The base of an output's Config."""
+
+    allow_full_addresses: bool = Field(False, description="Let flows with full addresses out, for a chain without 70_deidentify")
+
+
+class SettingsError(Exception):
+    """One or more things are wrong with the settings; `errors` has a line for each."""
+
+    def __init__(self, errors: list[str]) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = errors
+
+
+class SettingsFile(NamedTuple):
+    """A settings file as it was read: `values` with variables replaced, `origins` says where a value came from."""
+
+    path: Path
+    values: dict[str, Any]
+    origins: dict[str, str]
+    errors: list[str]
+
+
+S = TypeVar("S", bound=Settings)
+
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+
+
+def read(path: Path, environment: Mapping[str, str] = os.environ) -> SettingsFile:
+    """Reads one TOML file and replaces the variables in it."""
+    file = SettingsFile(path, {}, {}, [])
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        file.errors.append(f"{path}: cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        file.errors.append(f"{path}: is not UTF-8 (byte {error.start}): save it as UTF-8")
+    except tomllib.TOMLDecodeError as error:
+        file.errors.append(f"{path}: is not TOML: {error}")
+    else:
+        for key, value in values.items():
+            file.values[key] = _replaced(value, key, file, environment)
+    return file
+
+
+def _replaced(value: Any, key: str, file: SettingsFile, environment: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _replaced(inner, f"{key}.{name}", file, environment) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_replaced(inner, f"{key}.{index}", file, environment) for index, inner in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        found = environment.get(name) or default
+        if found is None:
+            file.errors.append(f"{file.path}: {key}: variable {name} is not set: set it, or write ${{{name}:-default}}")
+            return ""
+        file.origins[key] = name if environment.get(name) else f"default of {name}"
+        return found
+
+    return _VARIABLE.sub(replace, value)
+
+
+def settings_of(model: type[S], file: SettingsFile) -> tuple[S | None, list[str]]:
+    """The stage's Config from its file, or None and what is wrong with it."""
+    errors = list(file.errors)
+    values = dict(file.values)
+    for name in _secrets(model):
+        path = values.pop(f"{name}_file", None)
+        if path is not None:
+            try:
+                values[name] = Path(path).read_text("utf-8").strip()
+                file.origins[name] = str(path)
+            except (OSError, UnicodeDecodeError, TypeError) as error:
+                errors.append(f"{file.path}: {name}_file: {path} cannot be read: {getattr(error, 'strerror', error)}")
+    try:
+        config = model.model_validate(values)
+    except ValidationError as error:
+        failed_variables = {line.split(": ")[1] for line in file.errors if ": variable " in line}
+        errors += [line for key, line in _lines(error, model, file) if key not in failed_variables]
+        return None, errors
+    return (None if errors else config), errors
+
+
+def _secrets(model: type[BaseModel]) -> list[str]:
+    return [
+        name for name, field in model.model_fields.items() if SecretStr in (field.annotation, *getattr(field.annotation, "__args__", ()))
+    ]
+
+
+def _lines(error: ValidationError, model: type[BaseModel], file: SettingsFile) -> Iterator[tuple[str, str]]:
+    known = [*model.model_fields, *(f"{name}_file" for name in _secrets(model))]
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"])
+        origin = file.origins.get(key)
+        given = "that value" if str(item["loc"][0] if item["loc"] else "") in _secrets(model) else repr(item["input"])
+        if origin:
+            given += f" (from {origin})"
+        if item["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known are: {', '.join(known)}"
+            what = f"unknown setting, {hint}"
+        elif item["type"] == "missing":
+            what = "is missing: " + (model.model_fields[key].description or "give a value" if key in model.model_fields else "give a value")
+        elif item["type"] in _WRONG_TYPE:
+            what = f"{given} is not {_WRONG_TYPE[item['type']]}{_unit(key) if 'int' in item['type'] or 'float' in item['type'] else ''}"
+        else:
+            what = f"{given}: {item['msg'].removeprefix('Value error, ')}"
+        yield key, f"{file.path}: {key}: {what}"
+
+
+_WRONG_TYPE = {
+    "int_parsing": "a number",
+    "int_type": "a number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": 'a text: put it into "quotes"',
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "path_type": "a path",
+}
+
+
+def _unit(key: str) -> str:
+    if key.endswith("_s"):
+        return " of seconds"
+    return " of bytes" if key.endswith("_bytes") else ""
+
+
+def described(config: Settings, file: SettingsFile) -> Iterator[str]:
+    """A line for each setting in effect: value, where it comes from, default and meaning."""
+    for name, field in type(config).model_fields.items():
+        origin = file.origins.get(name) or ("settings file" if name in file.values else "default")
+        default = "required" if field.is_required() else f"default {shown(field.get_default(call_default_factory=True))}"
+        yield f"{name} = {shown(getattr(config, name))}  # {origin}; {default}; {field.description}"
+
+
+def shown(value: Any) -> str:
+    """A setting as it is printed; secrets as stars."""
+    if isinstance(value, SecretStr):
+        return "********"
+    text = repr(value) if not isinstance(value, Path) else repr(str(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."

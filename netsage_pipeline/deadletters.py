@@ -1,0 +1,57 @@
+"""Dead letters: what was refused, with the reason, in a form from which it can be replayed.
+
+An envelope is one JSON object:
+
+    id        text, 32 hex digits, of its own content: the same refusal has the same id
+    stage     the stage that refused the flow; "decode" for what is no flow at all
+    reason    words that hold no value of the flow
+    source    the file or queue it came from; behind stitching "40_aggregation"
+    position  line, or line.index within an array; behind stitching the meta.id
+    payload   the flow as it stood before that stage, what earlier stages gave both its ends merged in;
+              {"base64": ...} where the bytes are no JSON
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+
+import orjson
+
+#: The stage named in envelopes of what could not be read as flows.
+DECODE = "decode"
+
+_KEYS = {"id", "stage", "reason", "source", "position", "payload"}
+
+Envelope = dict[str, Any]
+
+
+def envelope(stage: str, reason: str, source: str, position: str, payload: Any) -> bytes:
+    """The envelope as JSON. The payload may be bytes, or any value, also such as strict JSON cannot write (NaN, lone surrogates)."""
+    if isinstance(payload, bytes):
+        body = _base64(payload)
+    else:
+        try:
+            body = orjson.dumps(payload, option=orjson.OPT_NON_STR_KEYS)
+        except TypeError:
+            body = _base64(json.dumps(payload, default=repr).encode())
+    head = orjson.dumps({"stage": stage, "reason": reason, "source": source, "position": position})[1:-1]
+    identity = hashlib.blake2b(head + body, digest_size=16).hexdigest()
+    return b'{"id":"%s",%s,"payload":%s}' % (identity.encode(), head, body)
+
+
+def _base64(body: bytes) -> bytes:
+    return b'{"base64":"%s"}' % base64.b64encode(body)
+
+
+def is_envelope(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == _KEYS
+
+
+def body_of(payload: Any) -> bytes:
+    """The bytes of a payload: what was refused, as it came."""
+    if isinstance(payload, dict) and payload.keys() == {"base64"}:
+        return base64.b64decode(payload["base64"])
+    return orjson.dumps(payload)

@@ -1,0 +1,103 @@
+"""The shapes that everything here passes around: flows, their ends, what a stage is, and the time of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from netsage_pipeline.times import iso
+
+#: One flow: a JSON object as in docs/fields.md. Plain, because unknown fields pass through and stages loop over ("src", "dst").
+Flow = dict[str, Any]
+
+#: One end of a flow: side ("src" or "dst"), ip, asn, and what the end stages wrote so far, without src_ and dst_ in the names.
+End = dict[str, Any]
+
+#: What a flow stage's factory returns: takes a flow and returns it, or the reason why it is dropped.
+FlowProcess = Callable[[Flow], Flow | str]
+
+#: What an end stage's factory returns: enriches one end in place.
+EndProcess = Callable[[End], None]
+
+SIDES = ("src", "dst")
+
+
+class Refused(Exception):
+    """Raised by a stage: this flow goes to the dead letters. The text is the reason, in words that hold no value of the flow."""
+
+
+#: A flow that an output cannot write, and why.
+Refusal = tuple[Flow, str]
+
+
+class Sink(Protocol):
+    """What the factory `sink` of an output returns."""
+
+    def write(self, flows: list[Flow]) -> list[Refusal]:
+        """Writes a batch; gives the flows that can never be written. OSError if nothing can be written now."""
+
+    def close(self) -> None:
+        """Writes what is buffered."""
+
+
+class Stitching(Protocol):
+    """What the factory of the one stage that holds flows returns."""
+
+    @property
+    def newest_end(self) -> float:
+        """The newest end of all flows that can be believed, unix seconds; -inf at first."""
+
+    def __call__(self, flow: Flow) -> Finished | None:
+        """Takes a part in; gives the flow that it finished, if any."""
+
+    def expired(self) -> list[Finished]:
+        """The flows that are finished by now."""
+
+    def drain(self) -> list[Finished]:
+        """All flows that are held, at the end of a replay."""
+
+    def flow(self, finished: Finished) -> Flow:
+        """The flow as it goes on to the next stage, afresh at every call."""
+
+    def counts(self) -> dict[str, int]:
+        """What the summary says of it: parts, flows, late parts, ends that were not believed, flows held now."""
+
+
+class Table(Protocol):
+    """A lookup table: `get(key)` returns what is known of the key, or None."""
+
+    def get(self, *key: Any) -> Any: ...
+
+
+class Lookups(Protocol):
+    """Gives a stage its table: `lookups("mmdb", Path("GeoLite2-ASN.mmdb"))`; opened once, shared by path."""
+
+    def __call__(self, kind: str, path: Path) -> Table: ...
+
+
+#: A flow that left stitching, or that entered a chain without it, in the compact form in which it is kept until the stages behind are run:
+#: the flow as it was first held (JSON), the number of parts (0: never stitched), start, end, num_bits and num_packets of all parts
+#: together, @timestamp, and the stage at which it enters ("": the first one behind stitching).
+Finished = tuple[bytes, int, float, float, int, int, str, str]
+
+
+class Now:
+    """The time of the batch at work. The loop sets it, stages that need the time read it.
+
+    seconds   unix seconds, for @ingest_time, @timestamp and @exit_time
+    text      the same as ISO 8601
+    judges    whether flows are compared with it (not in a replay of an archive)
+    clock     what stitching goes by: "event" or "arrival"
+    arrival   unix seconds, the value of the arrival clock
+    """
+
+    def __init__(self, seconds: float = 0.0, *, judges: bool = True, clock: str = "event") -> None:
+        self.judges = judges
+        self.clock = clock
+        self.arrival = seconds
+        self.set(seconds)
+
+    def set(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.text = iso(seconds)

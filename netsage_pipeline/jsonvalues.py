@@ -1,0 +1,59 @@
+"""JSON values: numbers in them, copies, their size in memory, and what strict JSON cannot write."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import orjson
+
+
+def number(value: Any) -> float | None:
+    """The finite number in a number or a text; None if there is none."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def copy(value: Any) -> Any:
+    """A copy that shares nothing that can change."""
+    if isinstance(value, dict):
+        return {name: copy(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [copy(inner) for inner in value]
+    return value
+
+
+def size(value: Any) -> int:
+    """Bytes in memory, about: a value's own and those of what is in it."""
+    own = sys.getsizeof(value)
+    if isinstance(value, dict):
+        return own + sum(map(size, value.values()))
+    if isinstance(value, list):
+        return own + sum(map(size, value))
+    return own
+
+
+def fault(value: Any) -> str:
+    """Why a value cannot be written as strict JSON, in words; "" if it can."""
+    try:
+        orjson.dumps(value)
+    except TypeError as error:
+        said = str(error).lower()
+        if "surrogate" in said or "utf-8" in said:
+            return "lone surrogate in a text"
+        if "64-bit" in said:
+            return "integer beyond 64 bits"
+        return "nested too deeply" if "recursion" in said else "not JSON"
+    return "NaN or infinity" if _has_nan(value) else ""
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(map(_has_nan, value.values()))
+    return isinstance(value, list) and any(map(_has_nan, value))

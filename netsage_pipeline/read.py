@@ -1,0 +1,260 @@
+"""Reading dumps: files and directories → messages, in order of capture time.
+
+A file may hold NDJSON (flows or arrays of flows, one a line), one JSON document (a flow or an array, over many lines), dead letters, any of
+these compressed with gzip or zstd, or be one of nfcapd's, which nfdump reads.
+"""
+
+from __future__ import annotations
+
+import calendar
+import gzip
+import re
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import orjson
+import zstandard
+
+from netsage_pipeline import nfdump
+
+_CHUNK = 1 << 20
+
+#: A JSON document over many lines is read whole; larger files are taken as NDJSON.
+DOCUMENT_BYTES = 1 << 28
+
+#: Rows of nfdump in a message.
+ROWS = 100
+
+_STAMP = re.compile(r"(?<!\d)(\d{12})(\d{2})?(?!\d)")
+
+
+class Message(NamedTuple):
+    """What one line of a file held: one flow or an array of flows, as JSON."""
+
+    body: bytes
+    source: str  #: the file
+    position: str  #: line
+
+
+class DumpError(Exception):
+    """A file or directory cannot be read, or not to its end; one line: where, what, what to do. What was read before is valid."""
+
+
+class Dump(NamedTuple):
+    """A file to be read."""
+
+    path: Path | None  #: None: standard input
+    captured: float  #: unix seconds, inf if unknown
+    bytes: int  #: of the file, compressed
+
+    @property
+    def name(self) -> str:
+        return str(self.path) if self.path is not None else "standard input"
+
+
+def find(paths: list[str], tell: Callable[[str], None]) -> list[Dump]:
+    """The files below the paths, in order of capture time (in the name, else start of the first flow), then path. Tells what it passes over."""
+    dumps = []
+    for given in paths:
+        if given == "-":
+            dumps.append(Dump(None, float("inf"), 0))
+            continue
+        path = Path(given)
+        if path.is_dir():
+            files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+            found = [file for file in files if _holds_flows(file, tell)]
+            if not found:
+                tell(f"{path}: holds no flows: no nfcapd file and no JSON, .gz or .zst among its {len(files)} files")
+            dumps += [_dump(file) for file in found]
+        elif path.exists():
+            if not (nfdump.is_nfcapd(path) and nfdump.is_empty(path)):
+                dumps.append(_dump(path))
+        else:
+            tell(f"{path}: no such file or directory")
+    return sorted(dumps, key=lambda dump: (dump.captured, dump.name))
+
+
+def messages(dump: Dump, rows: nfdump.Rows | None, counts: Counter[str], advance: Callable[[int], object] = abs) -> Iterator[Message]:
+    """The messages of a file. DumpError when it cannot be read to its end. Tells `advance` how many bytes of the file were taken in."""
+    try:
+        if dump.path is not None and nfdump.is_nfcapd(dump.path):
+            yield from _of_nfcapd(dump.path, rows or nfdump.Rows(sensor_id=dump.path.parent.name), counts)
+            advance(dump.bytes)
+        elif dump.path is None:
+            yield from _of_stream(sys.stdin.buffer, dump.name, advance)
+        else:
+            with dump.path.open("rb") as file:
+                yield from _of_stream(file, dump.name, advance)
+    except OSError as error:
+        raise DumpError(f"{dump.name}: cannot be read: {error.strerror or error}") from None
+    except (EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise DumpError(f"{dump.name}: is truncated or damaged: {error}: fetch it again; the flows before were read") from None
+    except nfdump.NfdumpError as error:
+        raise DumpError(str(error)) from None
+
+
+def _dump(path: Path) -> Dump:
+    return Dump(path, captured(path), path.stat().st_size)
+
+
+def captured(path: Path) -> float:
+    """When a file was captured, unix seconds: YYYYMMDDhhmm[ss] in its name, else the start of its first flow, else inf."""
+    stamp = _STAMP.search(path.name)
+    if stamp:
+        try:
+            return float(calendar.timegm(time.strptime(stamp[1] + (stamp[2] or "00"), "%Y%m%d%H%M%S")))
+        except ValueError:
+            pass
+    try:
+        first: Any = orjson.loads(next(messages(Dump(path, 0, 0), None, Counter())).body)
+        flow = first[0] if isinstance(first, list) else first
+        start = float(flow.get("payload", flow)["start"])
+    except (StopIteration, DumpError, LookupError, TypeError, ValueError, AttributeError):
+        return float("inf")
+    return start / 1000 if start > 9_999_999_999 else start
+
+
+def _holds_flows(path: Path, tell: Callable[[str], None]) -> bool:
+    if path.name.startswith((".", "nfcapd.current")):
+        return False
+    try:
+        if nfdump.is_nfcapd(path):
+            return not nfdump.is_empty(path)
+        with path.open("rb") as file:
+            return next(_decompressed(_Counted(file)), b"").lstrip()[:1] in (b"{", b"[")
+    except OSError as error:
+        tell(f"{path}: cannot be read: {error.strerror or error}")
+        return False
+    except (EOFError, zlib.error, zstandard.ZstdError):
+        return True  # Reading it will say what is wrong.
+
+
+def _of_nfcapd(path: Path, rows: nfdump.Rows, counts: Counter[str]) -> Iterator[Message]:
+    flows = nfdump.rows(path, rows, counts)
+    try:
+        number = 0
+        while True:
+            batch: list[dict[str, Any]] = []
+            try:
+                batch.extend(islice(flows, ROWS))
+            finally:  # Rows before an error stay valid.
+                if batch:
+                    yield Message(orjson.dumps(batch), str(path), str(number))
+            if not batch:
+                return
+            number += 1
+    finally:
+        flows.close()
+
+
+def _of_stream(file: BinaryIO, name: str, advance: Callable[[int], object]) -> Iterator[Message]:
+    chunks = _decompressed(_Counted(file, advance))
+    lines = _lines(chunks)
+    first = next(((number, line) for number, line in lines if line.strip()), None)
+    if first is None:
+        return
+    number, line = first
+    if line.lstrip()[:1] in (b"{", b"[") and not _is_json(line):
+        document, whole = _document(line, lines)
+        if whole and _is_json(document):
+            yield Message(document, name, str(number))
+            return
+        for offset, each in enumerate(document.split(b"\n")):
+            if each.strip():
+                yield Message(each, name, str(number + offset))
+    else:
+        yield Message(line, name, str(number))
+    for number, line in lines:
+        if line.strip():
+            yield Message(line, name, str(number))
+
+
+def _document(first: bytes, lines: Iterator[tuple[int, bytes]]) -> tuple[bytes, bool]:
+    """The lines from the first on, up to a limit, and whether that is all."""
+    gathered = [first]
+    size = len(first)
+    for _, line in lines:
+        gathered.append(line)
+        size += len(line)
+        if size > DOCUMENT_BYTES:
+            return b"\n".join(gathered), False
+    return b"\n".join(gathered), True
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, from 1."""
+    number = 0
+    rest: list[bytes] = []
+    for chunk in chunks:
+        first, *more = chunk.split(b"\n")
+        rest.append(first)
+        if more:
+            number += 1
+            yield number, b"".join(rest)
+            for line in more[:-1]:
+                number += 1
+                yield number, line
+            rest = [more[-1]]
+    if any(rest):
+        yield number + 1, b"".join(rest)
+
+
+class _Counted:
+    """A file that tells how much of it was read, and whose first bytes can be looked at (standard input cannot be rewound)."""
+
+    def __init__(self, file: BinaryIO, advance: Callable[[int], object] = abs) -> None:
+        self._file, self._advance = file, advance
+        self._head = b""
+
+    def head(self) -> bytes:
+        self._head = self._file.read(4)
+        return self._head
+
+    def read(self, size: int = _CHUNK) -> bytes:
+        if self._head:
+            chunk, self._head = self._head, b""
+        else:
+            chunk = self._file.read1(size) if hasattr(self._file, "read1") else self._file.read(size)
+        self._advance(len(chunk))
+        return chunk
+
+
+def _decompressed(file: _Counted) -> Iterator[bytes]:
+    """The bytes of a file in chunks, decompressed if they begin like gzip's or zstd's."""
+    head = file.head()
+    if head[:2] == b"\x1f\x8b":
+        with gzip.GzipFile(fileobj=cast(BinaryIO, file)) as unzipped:
+            while chunk := unzipped.read(_CHUNK):
+                yield chunk
+    elif head == b"\x28\xb5\x2f\xfd":
+        yield from _unzstd(file)
+    else:
+        while chunk := file.read():
+            yield chunk
+
+
+def _unzstd(file: _Counted) -> Iterator[bytes]:
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    while chunk := file.read():
+        while chunk:
+            if frame.eof:
+                frame = zstandard.ZstdDecompressor().decompressobj()
+            if plain := frame.decompress(chunk):
+                yield plain
+            chunk = frame.unused_data if frame.eof else b""
+    if not frame.eof:
+        raise EOFError("the last frame is not complete")

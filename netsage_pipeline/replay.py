@@ -1,0 +1,217 @@
+"""Replaying dumps through a chain, with no broker and no database: read, stitch, enrich, write, count."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import BinaryIO
+
+import orjson
+from tqdm import tqdm
+
+from netsage_pipeline.chain import Chain
+from netsage_pipeline.deadletters import is_envelope
+from netsage_pipeline.flow import Finished, Flow, Now, Sink
+from netsage_pipeline.nfdump import Rows
+from netsage_pipeline.read import Dump, DumpError, Message, messages
+
+#: Seconds between two lines about the progress where there is no terminal.
+PROGRESS_S = 30
+
+#: Flows that are enriched and written at once.
+BATCH = 1_000
+
+
+class OutputError(Exception):
+    """Nothing can be written any more; one line: where, what, what to do."""
+
+
+@dataclass
+class Summary:
+    """What a replay did."""
+
+    read: int = 0
+    files: int = 0
+    not_read: list[str] = field(default_factory=list)
+    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    refused: Counter[tuple[str, str]] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    stitching: dict[str, int] = field(default_factory=dict)
+    rows: Counter[str] = field(default_factory=Counter)
+    written: int = 0
+    hit_rate: float = 0.0
+    seconds: float = 0.0
+
+    def lines(self) -> list[str]:
+        """The summary as it is printed."""
+        rate = f"{self.read / self.seconds:,.0f} flows/s" if self.seconds else ""
+        lines = [f"read           {self.read:>12,}  flows of {self.files:,} files in {self.seconds:.1f} s, {rate}"]
+        lines += [f"not read       {'':>12}  {each}" for each in self.not_read]
+        if self.rows["below_minimum"]:
+            lines.append(f"left out       {self.rows['below_minimum']:>12,}  rows of nfdump below the minimum of bytes")
+        if self.rows["skipped"]:
+            lines.append(f"skipped        {self.rows['skipped']:>12,}  lines of nfdump that are no rows")
+        lines += _by_reason("dropped", self.dropped) + _by_reason("dead letters", self.refused)
+        if self.stitching:
+            parts, flows = self.stitching["parts"], self.stitching["flows"]
+            lines.append(f"stitched       {parts:>12,}  parts → {flows:,} flows")
+            if self.stitching["late"]:
+                lines.append(f"               {self.stitching['late']:>12,}  parts came too late for their flow and opened a new one")
+            if self.stitching["not believed"]:
+                lines.append(f"               {self.stitching['not believed']:>12,}  ends too far ahead of all others to be believed")
+        lines += [f"noted          {count:>12,}  {note}" for note, count in sorted(self.notes.items())]
+        lines.append(f"remembered     {self.hit_rate:>12.1%}  of the ends of flows")
+        lines.append(f"written        {self.written:>12,}  flows")
+        return lines
+
+
+def _by_reason(word: str, counter: Counter[tuple[str, str]]) -> list[str]:
+    lines = [f"{word:<14} {counter.total():>12,}"]
+    return lines + [f"               {count:>12,}  {stage}: {reason}" for (stage, reason), count in sorted(counter.items())]
+
+
+class Replay:
+    """One run over a list of files. Sink and dead letters are written batch by batch."""
+
+    def __init__(self, chain: Chain, now: Now, sink: Sink, output: str, dead_letters: BinaryIO | None, *, fixed_now: bool) -> None:
+        self._chain = chain
+        self._now = now
+        self._sink = sink
+        self._output = output
+        self._dead_letters = dead_letters
+        self._fixed_now = fixed_now
+        self._stitched = 0
+        self.summary = Summary()
+
+    def run(self, dumps: list[Dump], rows: Callable[[Dump], Rows | None], tell: Callable[[str], None]) -> Summary:
+        """Reads all files, finishes what is held, and gives the summary. Raises OutputError."""
+        began = time.monotonic()
+        finished: list[Finished] = []
+        with _Progress(dumps) as progress:
+            for dump in dumps:
+                try:
+                    for number, message in enumerate(messages(dump, rows(dump), self.summary.rows, progress.advance)):
+                        if number % 10 == 0:
+                            self._look_at_the_clock()
+                        if number == 0:
+                            self.summary.files += 1
+                            letters = _are_letters(message.body)
+                        finished += self._letter(message) if letters else self._chain.take(*message)
+                        if len(finished) >= BATCH:
+                            self._write(finished)
+                            finished.clear()
+                            progress.show(self._chain.read, dump)
+                except DumpError as error:
+                    self.summary.not_read.append(str(error))
+                    tell(str(error))
+        self._look_at_the_clock()
+        self._write(finished)
+        left = iter(self._chain.drain())
+        while batch := list(islice(left, BATCH)):
+            self._write(batch)
+        self._close()
+        self._count(time.monotonic() - began)
+        return self.summary
+
+    def _look_at_the_clock(self) -> None:
+        """Moves the time of the batch, and the arrival clock by as much as the newest end went, never ahead of this machine's time."""
+        if self._fixed_now:
+            return
+        self._now.set(time.time())
+        if self._chain.stitching is not None:
+            newest = self._chain.stitching.newest_end
+            if newest > float("-inf"):
+                self._now.arrival = min(newest, self._now.seconds)
+
+    def _letter(self, message: Message) -> list[Finished]:
+        try:
+            letter = orjson.loads(message.body)
+        except orjson.JSONDecodeError:
+            letter = None
+        if not is_envelope(letter):
+            self._chain.refuse_message("not a dead letter", *message)
+            return []
+        return self._chain.enter(letter)
+
+    def _write(self, finished: list[Finished]) -> None:
+        flows: list[Flow] = self._chain.enrich(finished)
+        try:
+            for flow, reason in self._sink.write(flows):
+                self._chain.refuse("99_output", reason, flow)
+                self.summary.written -= 1
+        except OSError as error:
+            raise OutputError(self._full(self._output, error)) from None
+        self.summary.written += len(flows)
+        self._write_letters()
+
+    def _write_letters(self) -> None:
+        letters, self._chain.dead = self._chain.dead, []
+        if self._dead_letters is not None and letters:
+            try:
+                self._dead_letters.write(b"\n".join(letters) + b"\n")
+            except OSError as error:
+                raise OutputError(self._full(self._dead_letters.name, error)) from None
+
+    def _close(self) -> None:
+        self._write_letters()
+        try:
+            self._sink.close()
+            name = self._output
+        except OSError as error:
+            raise OutputError(self._full(self._output, error)) from None
+        if self._dead_letters is not None:
+            name = self._dead_letters.name
+            try:
+                self._dead_letters.close()
+            except OSError as error:
+                raise OutputError(self._full(name, error)) from None
+
+    def _full(self, name: str, error: OSError) -> str:
+        return f"{name}: cannot be written: {error.strerror}: {self.summary.written:,} flows went out before; make room and run it again"
+
+    def _count(self, seconds: float) -> None:
+        chain, summary = self._chain, self.summary
+        summary.seconds = seconds
+        summary.read, summary.dropped, summary.refused, summary.notes = chain.read, chain.dropped, chain.refused, chain.notes
+        summary.stitching = chain.stitching.counts() if chain.stitching is not None else {}
+        summary.hit_rate = chain.hit_rate()
+
+
+def _are_letters(body: bytes) -> bool:
+    try:
+        return is_envelope(orjson.loads(body))
+    except orjson.JSONDecodeError:
+        return False
+
+
+class _Progress:
+    """A bar on a terminal (bytes of the files), a line now and then elsewhere. Both go to standard error."""
+
+    def __init__(self, dumps: list[Dump]) -> None:
+        self._total = sum(dump.bytes for dump in dumps)
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=self._total or None, unit="B", unit_scale=True, disable=not self._terminal, leave=False)
+        self._taken = 0
+        self._said = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, flows: int, dump: Dump) -> None:
+        if self._terminal:
+            self._bar.set_postfix_str(f"{flows:,} flows, {dump.name[-40:]}", refresh=False)
+        elif time.monotonic() - self._said > PROGRESS_S:
+            self._said = time.monotonic()
+            share = f"{self._taken / self._total:.0%} of the bytes, " if self._total else ""
+            sys.stderr.write(f"{share}{flows:,} flows read, now {dump.name}\n")
+
+    def advance(self, taken: int) -> None:
+        self._taken += taken
+        self._bar.update(taken)

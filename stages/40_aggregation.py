@@ -1,0 +1,199 @@
+"""40 aggregation: stitches the parts of a flow that spans several capture files, by 5-tuple and sensor (meta.id).
+
+Reads   meta, values, start, end, meta.id, meta.flow_type, meta.sensor_id, values.num_bits, values.num_packets, @ingest_time
+Writes  stitched_flows  integer, number of parts; 0 for tstat, whose flows are whole
+        start, end  number, unix seconds, of all parts together
+        values.num_bits, values.num_packets  integer, sums
+        values.duration  number, seconds
+        values.bits_per_second, values.packets_per_second  number
+        @timestamp  date, when the flow left stitching
+        tags  removed, except those of tstat
+Source  nothing
+Drops   nothing
+
+A part is added to the flow held under its id when its start is at most inactivity_timeout_s after the start of the part before and at
+most timeout_s after the start of the first part; with clock event also only when its end is at most inactivity_timeout_s after the newest
+end held. Otherwise the held flow is finished and the part opens a new one.
+
+With clock event the parts of an id alone decide; the newest end over all flows only tells what can be written out, lateness_s after nothing
+more can come. With clock arrival a flow is finished when nothing came for it during inactivity_timeout_s of the arrival clock, or
+timeout_s after it was first held. What is held when the input ends is finished then; a worker that stops keeps it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+import orjson
+from pydantic import Field
+
+from netsage_pipeline.config import Settings
+from netsage_pipeline.flow import Finished, Flow, Lookups, Now, Refused
+from netsage_pipeline.times import NewestEnd, milliseconds
+
+_OF_A_PART = frozenset(("type", "interval", "start", "end", "meta", "values", "@ingest_time"))
+_LONG = 1 << 63
+
+# A held flow is a list, because it changes with every part and a million of them may be held.
+_FIRST, _PARTS, _START, _END, _BITS, _PACKETS, _FIRST_MS, _LAST_MS, _HELD_AT, _CAME_AT, _TIMEOUT, _SLOT = range(12)
+
+
+class Config(Settings):
+    inactivity_timeout_s: float = Field(
+        630, gt=0, description="A flow ends when nothing came for it this long; more than two capture files"
+    )
+    inactivity_timeout_by_sensor_s: dict[str, float] = Field({}, description="Other values for sensors with longer capture files")
+    timeout_s: float = Field(86_400, gt=0, description="No flow gets longer than this")
+    lateness_s: float = Field(3_600, ge=0, description="How much later than the newest part may come, with clock event")
+
+
+class Stitching:
+    """Holds flows. Pure: what it does depends on the parts it is given and on `now` alone."""
+
+    def __init__(self, config: Config, now: Now) -> None:
+        self._config = config
+        self._now = now
+        self._event = now.clock == "event"
+        self._held: dict[str, list[Any]] = {}
+        self._wheel: dict[int, list[str]] = {}  # second → ids that may be finished by then
+        self._seconds: list[int] = []  # heap of the wheel's seconds
+        self._newest = NewestEnd()
+        self.parts = self.flows = self.late = 0
+
+    @property
+    def newest_end(self) -> float:
+        return self._newest.value
+
+    def __call__(self, flow: Flow) -> Finished | None:
+        meta, values = flow["meta"], flow["values"]
+        end = flow["end"]
+        if meta.get("flow_type") == "tstat":
+            self._newest.see(end)
+            flow["stitched_flows"] = 0
+            flow["@timestamp"] = flow["@ingest_time"]
+            return (orjson.dumps(flow), 0, 0.0, 0.0, 0, 0, self._now.text, "")
+        bits, packets = values.get("num_bits"), values.get("num_packets")
+        if bits is None or packets is None:
+            raise Refused(f"values.{'num_bits' if bits is None else 'num_packets'}: missing")
+        start = flow["start"]
+        start_ms = milliseconds(start)
+        flow_id = meta["id"]
+        held = self._held.get(flow_id)
+        finished = None
+        if held is not None:
+            if self._belongs(held, start_ms, end):
+                if held[_BITS] + bits >= _LONG or held[_PACKETS] + packets >= _LONG:
+                    raise Refused("values: the sum of the parts is beyond 64 bits")
+                held[_PARTS] += 1
+                held[_BITS] += bits
+                held[_PACKETS] += packets
+                held[_START] = min(held[_START], start)
+                held[_END] = max(held[_END], end)
+                held[_LAST_MS] = start_ms
+                held[_CAME_AT] = self._now.arrival
+                self.parts += 1
+                self._newest.see(end)
+                return None
+            finished = self._finished(held)
+        first = self._first_part(flow)
+        if self._event and end + self._config.lateness_s < self._newest.value:
+            self.late += 1
+        self._newest.see(end)
+        self.parts += 1
+        timeout = self._config.inactivity_timeout_s
+        if self._config.inactivity_timeout_by_sensor_s:
+            timeout = self._config.inactivity_timeout_by_sensor_s.get(str(meta.get("sensor_id")), timeout)
+        arrival = self._now.arrival
+        held = [first, 1, start, end, bits, packets, start_ms, start_ms, arrival, arrival, timeout, 0]
+        self._held[flow_id] = held
+        self._watch(flow_id, held)
+        return finished
+
+    def _belongs(self, held: list[Any], start_ms: int, end: float) -> bool:
+        timeout = held[_TIMEOUT]
+        if start_ms - held[_LAST_MS] > timeout * 1000 or start_ms - held[_FIRST_MS] > self._config.timeout_s * 1000:
+            return False
+        if self._event and end > held[_END] + timeout:
+            return False
+        return self._deadline(held) >= self._clock()
+
+    def _clock(self) -> float:
+        return self._newest.value if self._event else self._now.arrival
+
+    def _deadline(self, held: list[Any]) -> float:
+        """The last value of the clock at which a part may still be added."""
+        if self._event:
+            return float(held[_END] + held[_TIMEOUT] + self._config.lateness_s)
+        return float(min(held[_CAME_AT] + held[_TIMEOUT], held[_HELD_AT] + self._config.timeout_s))
+
+    def _watch(self, flow_id: str, held: list[Any]) -> None:
+        second = int(self._deadline(held)) + 1
+        held[_SLOT] = second
+        ids = self._wheel.get(second)
+        if ids is None:
+            self._wheel[second] = [flow_id]
+            heapq.heappush(self._seconds, second)
+        else:
+            ids.append(flow_id)
+
+    def expired(self) -> list[Finished]:
+        clock = self._clock()
+        finished: list[Finished] = []
+        while self._seconds and self._seconds[0] <= clock:
+            second = heapq.heappop(self._seconds)
+            for flow_id in self._wheel.pop(second):
+                held = self._held.get(flow_id)
+                if held is None or held[_SLOT] != second:
+                    continue  # Finished in the meantime, or held anew and watched elsewhere.
+                if self._deadline(held) < clock:
+                    del self._held[flow_id]
+                    finished.append(self._finished(held))
+                else:
+                    self._watch(flow_id, held)
+        return finished
+
+    def drain(self) -> list[Finished]:
+        finished = [self._finished(held) for held in self._held.values()]
+        self._held.clear()
+        self._wheel.clear()
+        self._seconds.clear()
+        return finished
+
+    def _first_part(self, flow: Flow) -> bytes:
+        if not flow.keys() <= _OF_A_PART:
+            flow = {name: value for name, value in flow.items() if name == "@ingest_time" or not (name[:1] == "@" or name == "tags")}
+        return orjson.dumps(flow)
+
+    def _finished(self, held: list[Any]) -> Finished:
+        self.flows += 1
+        return (held[_FIRST], held[_PARTS], held[_START], held[_END], held[_BITS], held[_PACKETS], self._now.text, "")
+
+    def flow(self, finished: Finished) -> Flow:
+        first, parts, start, end, bits, packets, timestamp, _ = finished
+        flow: Flow = orjson.loads(first)
+        if parts:
+            flow["stitched_flows"] = parts
+            flow["@timestamp"] = timestamp
+        if parts > 1:
+            flow["start"], flow["end"] = start, end
+            values = flow["values"]
+            values["num_bits"], values["num_packets"] = bits, packets
+            duration = end - start
+            values["duration"] = round(duration, 3)
+            values["bits_per_second"] = int(bits / duration) if duration else 0
+            values["packets_per_second"] = int(packets / duration) if duration else 0
+        return flow
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "parts": self.parts,
+            "flows": self.flows,
+            "late": self.late,
+            "not believed": self._newest.not_believed,
+            "held": len(self._held),
+        }
+
+
+def stage(config: Config, _lookups: Lookups, now: Now) -> Stitching:
+    return Stitching(config, now)

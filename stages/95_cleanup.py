@@ -1,0 +1,39 @@
+"""95 cleanup: dates as ISO 8601, and what is of no use to anybody behind the pipeline goes.
+
+Reads   start, end, meta.scireg
+Writes  start, end  date, ISO 8601 in UTC with milliseconds, cut
+        interval, type, meta.{src,dst}_ifindex  removed
+        meta.scireg  object, latitude and longitude as numbers; null where they are none
+Source  nothing
+Drops   nothing
+"""
+
+from __future__ import annotations
+
+from netsage_pipeline.config import Settings
+from netsage_pipeline.flow import Flow, FlowProcess, Lookups
+from netsage_pipeline.jsonvalues import number
+from netsage_pipeline.times import iso
+
+
+class Config(Settings):
+    pass
+
+
+def stage(_config: Config, _lookups: Lookups) -> FlowProcess:
+    def process(flow: Flow) -> Flow:
+        meta = flow["meta"]
+        flow["start"] = iso(flow["start"])
+        flow["end"] = iso(flow["end"])
+        flow.pop("interval", None)
+        flow.pop("type", None)
+        meta.pop("src_ifindex", None)
+        meta.pop("dst_ifindex", None)
+        if "scireg" in meta:
+            for end in meta["scireg"].values():
+                for name in ("latitude", "longitude"):
+                    if name in end:
+                        end[name] = number(end[name])
+        return flow
+
+    return process

@@ -1,0 +1,55 @@
+"""99 output file: writes flows to a file or to standard output.
+
+Reads   *
+Writes  nothing
+Source  nothing
+Drops   nothing
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import BinaryIO
+
+import orjson
+from pydantic import Field
+
+from netsage_pipeline.config import Output
+from netsage_pipeline.flow import Flow, Refusal
+from netsage_pipeline.jsonvalues import fault
+
+
+class Config(Output):
+    path: str = Field("-", description="File to write, - for standard output; an existing file is replaced")
+    flows_per_message: int = Field(1, ge=1, description="1: one flow a line; more: arrays of so many flows, one a line")
+
+
+class FileSink:
+    """Writes each batch with one call; OSError where it cannot."""
+
+    def __init__(self, config: Config) -> None:
+        self._file: BinaryIO = sys.stdout.buffer if config.path == "-" else open(config.path, "wb")  # noqa: SIM115, PTH123
+        self._together = config.flows_per_message
+
+    def write(self, flows: list[Flow]) -> list[Refusal]:
+        refused = []
+        try:
+            lines = [orjson.dumps(flow) for flow in flows]
+        except TypeError:
+            reasons = [fault(flow) for flow in flows]
+            refused = [(flow, reason) for flow, reason in zip(flows, reasons, strict=True) if reason]
+            lines = [orjson.dumps(flow) for flow, reason in zip(flows, reasons, strict=True) if not reason]
+        if self._together > 1:
+            lines = [b"[" + b",".join(lines[i : i + self._together]) + b"]" for i in range(0, len(lines), self._together)]
+        if lines:
+            self._file.write(b"\n".join(lines) + b"\n")
+        return refused
+
+    def close(self) -> None:
+        self._file.flush()
+        if self._file is not sys.stdout.buffer:
+            self._file.close()
+
+
+def sink(config: Config) -> FileSink:
+    return FileSink(config)
