@@ -51,7 +51,12 @@ def write_tables(directory: Path) -> None:
             "city": {"geoname_id": number, "names": {language: f"City {number} {language}" for language in LANGUAGES}},
             "continent": {"code": "XX", "geoname_id": country, "names": dict.fromkeys(LANGUAGES, CONTINENTS[country])},
             "country": {"geoname_id": country, "iso_code": "XX", "names": names},
-            "location": {"accuracy_radius": 20, "latitude": 40.0 + number / 97, "longitude": -100.0 + number / 89, "time_zone": "America/Chicago"},
+            "location": {
+                "accuracy_radius": 20,
+                "latitude": 40.0 + number / 97,
+                "longitude": -100.0 + number / 89,
+                "time_zone": "America/Chicago",
+            },
             "postal": {"code": "55455"},
             "registered_country": {"geoname_id": country, "iso_code": "XX", "names": names},
             "subdivisions": [{"geoname_id": 5, "iso_code": "MN", "names": dict.fromkeys(LANGUAGES, "Minnesota")}],

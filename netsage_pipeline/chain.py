@@ -1,109 +1,34 @@
-"""A chain: the stages that a directory of settings names, composed in order of file name.
+"""A chain at work: messages in, enriched flows out, and an account of every flow that is not among them.
 
-A message goes through `take` (the stages up to stitching, which holds the flows), and what stitching finished goes through `enrich` (the
-stages behind it). The worker commits between the two. A chain knows no file, queue or database.
+A message goes through `take` (decoding, the stages up to stitching, which holds the flows), and what stitching finished goes through
+`enrich` (the stages behind it). The worker commits between the two. A chain knows no file, queue or database.
 """
 
 from __future__ import annotations
 
 import json
+import marshal
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
-from netsage_pipeline import config as settings
+from netsage_pipeline.compose import Configured, Step, compose
 from netsage_pipeline.deadletters import DECODE, body_of, envelope
-from netsage_pipeline.ends import GIVEN, EndRefused, EndRun, EndStage, Memory
-from netsage_pipeline.flow import Finished, Flow, Lookups, Now, Refused, Stitching
+from netsage_pipeline.ends import EndRefused
+from netsage_pipeline.flow import Finished, Flow, Lookups, Now, Refused
 from netsage_pipeline.jsonvalues import fault
-from netsage_pipeline.stagefile import StageFile, StageFileError, find
 
-#: Bytes for remembered ends. 100,000 ends are about 100 MB; measured by benchmarks/memory.py.
-REMEMBERED_BYTES = 100_000_000
-
-Step = tuple[str, Callable[[Flow], Any]]
-
-
-class Configured(NamedTuple):
-    """A stage file with its settings."""
-
-    file: StageFile
-    settings_file: settings.SettingsFile
-    config: settings.Settings
-
-    @property
-    def name(self) -> str:
-        return self.file.name
-
-
-def configured(conf: Path, directories: list[Path]) -> list[Configured]:
-    """The stages that the settings in `conf` name, in order, also those that are switched off. SettingsError has all that is wrong."""
-    if not conf.is_dir():
-        raise settings.SettingsError([f"{conf}: no such directory of settings"])
-    files = find(directories)
-    stages = []
-    errors = []
-    for path in sorted(conf.glob("*.toml")):
-        file = files.get(path.stem)
-        if file is None:
-            errors.append(f"{path}: no stage {path.stem}.py in {' or '.join(str(each) for each in directories)}")
-            continue
-        read = settings.read(path)
-        try:
-            model = file.module.Config
-        except StageFileError as error:
-            errors.append(str(error))
-            continue
-        except AttributeError:
-            errors.append(f"{file.path}: has no Config: give it 'class Config(Settings)'")
-            continue
-        if not file.factory:
-            errors.append(f"{file.path}: has no factory: give it 'def stage(config, lookups)' or 'def end(config, lookups)'")
-            continue
-        config, wrong = settings.settings_of(model, read)
-        errors += wrong
-        if config is not None:
-            stages.append(Configured(file, read, config))
-    errors += _unwritten(stages, files)
-    if not stages and not errors:
-        errors.append(f"{conf}: names no stage: copy the settings files of the stages that shall run into it")
-    if errors:
-        raise settings.SettingsError(errors)
-    return stages
-
-
-def _unwritten(stages: list[Configured], files: dict[str, StageFile]) -> list[str]:
-    """End stages that read what no end stage before them writes, switched on or not: they would never see it."""
-    errors = []
-    for stage in stages:
-        if stage.config.enabled and stage.file.is_end:
-            before = [file for name, file in files.items() if name < stage.name and file.is_end]
-            known = {*GIVEN, *(name for file in before for name in file.writes)}
-            for name in stage.file.reads:
-                if name not in known:
-                    errors.append(
-                        f"{stage.file.path}: reads '{name}', which an end of a flow does not hold there: "
-                        f"it begins with {', '.join(GIVEN)}, earlier end stages add {', '.join(sorted(known - {*GIVEN}))}; "
-                        "what depends on other fields is a flow stage (def stage)"
-                    )
-    return errors
-
-
-def sees_addresses(stages: list[Configured]) -> list[str]:
-    """What keeps a chain from removing all full addresses, a line each; empty if its output cannot see one."""
-    masked = {
-        name for stage in stages if stage.config.enabled for name, meaning in stage.file.writes.items() if meaning.startswith("ip-masked")
-    }
-    wanted = {"ip": "70_deidentify, which masks src_ip and dst_ip", "*": "41_leftovers, which masks addresses in unknown fields"}
-    return [f"{what}, does not run" for name, what in wanted.items() if name not in masked]
+#: Tells where flow number n of a batch came from: source and position.
+Origin = Callable[[int], tuple[str, str]]
 
 
 class Chain:
     """The composed stages of a directory of settings.
 
+    read, enriched     flows that came in, and that left stitching
     dropped, refused   counted by (stage, reason)
     notes              counted by what end stages noted
     dead               envelopes of dead letters that nobody has taken yet
@@ -111,154 +36,141 @@ class Chain:
 
     def __init__(self, stages: list[Configured], lookups: Lookups, now: Now, *, remember: bool = True) -> None:
         self.now = now
+        self.read = self.enriched = 0
         self.dropped: Counter[tuple[str, str]] = Counter()
         self.refused: Counter[tuple[str, str]] = Counter()
         self.notes: Counter[str] = Counter()
         self.dead: list[bytes] = []
-        self.read = self.enriched = 0
-        self.stitching: Stitching | None = None
-        self.runs: list[EndRun] = []
-        self._first: list[Step] = []
-        self._second: list[Step] = []
-        self._entries: dict[str, list[Step]] = {}
-        self._compose([stage for stage in stages if stage.config.enabled and not stage.file.is_io], lookups, remember)
-
-    def _compose(self, stages: list[Configured], lookups: Lookups, remember: bool) -> None:
-        run: list[EndStage] = []
-        written: set[str] = set()
-        steps: list[Step] = []
-        starts: list[tuple[str, int, list[EndStage], set[str]]] = []  # stage, its step, what of its run comes before it, written before
-
-        def close(more: set[str]) -> None:
-            if run:
-                memory = Memory(REMEMBERED_BYTES) if remember and not written else None
-                self.runs.append(EndRun(list(run), written, memory, self.notes))
-                steps.append((run[0].name, self.runs[-1]))
-                run.clear()
-                written.update(more)
-
-        of_run: set[str] = set()
-        for stage in stages:
-            try:
-                process = stage.file.make(stage.config, lookups, self.now)
-            except Exception as error:
-                raise settings.SettingsError([f"{stage.file.path}: its factory {reason_of(error)}: {error}"]) from error
-            if stage.file.is_end:
-                starts.append((stage.name, len(steps), [*run], written | of_run))
-                run.append(EndStage(stage.name, process, frozenset(stage.file.writes)))
-                of_run |= set(stage.file.writes)
-                continue
-            close(of_run)
-            starts.append((stage.name, len(steps), [], set()))
-            steps.append((stage.name, process))
-            if hasattr(process, "drain"):
-                self.stitching = process
-                self._first, steps = steps, []
-        close(of_run)
-        self._second = steps
-        self._first_names = {name for name, _ in self._first}
-        for name, step, before, seen in starts:
-            if name in self._first_names:
-                self._entries[name] = self._first[step:]
-                continue
-            rest = steps[step:]
-            if before:  # In the middle of a run: the stages from here on, without remembering.
-                whole = rest[0][1]
-                assert isinstance(whole, EndRun)
-                rest = [(name, EndRun(whole.stages[len(before) :], seen, None, self.notes)), *rest[1:]]
-            self._entries[name] = rest
+        self.steps = compose(stages, lookups, now, self.notes, remember=remember)
+        self.stitching = self.steps.stitching
 
     def take(self, body: bytes, source: str, position: str) -> list[Finished]:
         """Decodes a message and runs the stages up to stitching; gives the flows that were finished by it.
 
         What is no flow, and flows that a stage refuses, go to `dead`."""
+        return self._take(self.steps.before, body, source, position)
+
+    def _take(self, steps: list[Step], body: bytes, source: str, position: str) -> list[Finished]:
         try:
             decoded = orjson.loads(body)
         except orjson.JSONDecodeError:
-            return self._take_partly(body, source, position)
-        return self._take(decoded, body, source, position)
+            return self._take_partly(steps, body, source, position)
+        if decoded.__class__ is not list:
+            return self._hold(steps, [decoded], lambda: [orjson.loads(body)], lambda _: (source, position))
+        return self._hold(steps, decoded, lambda: orjson.loads(body), lambda index: (source, f"{position}.{index}"))
 
-    def _take(self, decoded: Any, body: bytes, source: str, position: str) -> list[Finished]:
-        array = decoded.__class__ is list
-        finished: list[Finished] = []
-        first = self._first
-        index = -1
-        flows = decoded if array else (decoded,)
-        self.read += len(flows)
-        for flow in flows:
-            index += 1
-            result = flow
-            if flow.__class__ is not dict:
-                self._refuse(DECODE, "not an object", source, f"{position}.{index}" if array else position, flow)
-                continue
-            if not first:
-                finished.append((orjson.dumps(flow), 0, 0.0, 0.0, 0, 0, "", ""))
-                continue
-            name = ""
-            try:
-                for name, process in first:  # noqa: B007
-                    result = process(result)
-                    if result.__class__ is not dict:
-                        break
-            except Exception as error:
-                again = orjson.loads(body)
-                before = self._until(name, first, again[index] if array else again)
-                self._refuse(name, reason_of(error), source, f"{position}.{index}" if array else position, before)
-                continue
-            if result.__class__ is tuple:
-                finished.append(result)
-            elif result.__class__ is str:
-                self.dropped[name, result] += 1
-        if self.stitching is not None:
-            finished += self.stitching.expired()
-        return finished
-
-    def _take_partly(self, body: bytes, source: str, position: str) -> list[Finished]:
-        """A message that is not strict JSON: an array may hold a NaN or a lone surrogate in one flow, which must not cost its neighbours."""
+    def _take_partly(self, steps: list[Step], body: bytes, source: str, position: str) -> list[Finished]:
+        """A message that is not strict JSON: a NaN or a lone surrogate in one flow of an array must not cost its neighbours."""
         try:
             values = json.loads(body)
         except (ValueError, RecursionError):
-            self._refuse(DECODE, "not JSON", source, position, body)
+            self._refuse(DECODE, "not JSON", (source, position), body)
             return []
-        array = isinstance(values, list)
         finished: list[Finished] = []
-        for index, value in enumerate(values if array else [values]):
-            place = f"{position}.{index}" if array else position
+        for index, value in enumerate(values if isinstance(values, list) else [values]):
+            place = f"{position}.{index}" if isinstance(values, list) else position
             reason = fault(value)
             if reason:
-                self.read += isinstance(value, dict)
-                self._refuse(DECODE, reason, source, place, value)
+                self.read += 1
+                self._refuse(DECODE, reason, (source, place), value)
+            elif isinstance(value, list):
+                self.read += 1
+                self._refuse(DECODE, "not an object", (source, place), value)
             else:
-                finished += self._take(value, orjson.dumps(value), source, place)
+                finished += self._take(steps, orjson.dumps(value), source, place)
         return finished
+
+    def _hold(self, steps: list[Step], flows: list[Any], again: Callable[[], list[Any]], origin: Origin) -> list[Finished]:
+        """Runs the steps up to stitching and lets it hold the flows; gives those that it finished."""
+        self.read += len(flows)
+        flows, places = self._through(steps, flows, again, origin)
+        if self.stitching is None:
+            return [(orjson.dumps(flow), 0, 0.0, 0.0, 0, 0, "", "") for flow in flows]
+        hold = self.stitching
+        finished: list[Finished] = []
+        for index, flow in enumerate(flows):
+            try:
+                done = hold(flow)
+            except Exception as error:
+                self._refuse(self.steps.held_by, reason_of(error), origin(places[index]), flow)
+            else:
+                if done is not None:
+                    finished.append(done)
+        return finished + hold.expired()
 
     def enter(self, letter: dict[str, Any]) -> list[Finished]:
         """Takes a dead letter in: its flow enters at the stage that refused it."""
-        stage, source, position = letter["stage"], str(letter["source"]), str(letter["position"])
+        stage, origin = letter["stage"], (str(letter["source"]), str(letter["position"]))
         body = body_of(letter["payload"])
         if stage == DECODE:
-            return self.take(body, source, position)
-        if stage not in self._entries:
-            self._refuse(stage, "no such stage in this chain", source, position, letter["payload"])
-            return []
-        if stage not in self._first_names:
+            return self.take(body, *origin)
+        steps = self.steps.entries.get(stage)
+        if steps is None:
             self.read += 1
-            return [(body, 0, 0.0, 0.0, 0, 0, "", stage)]
-        whole, self._first = self._first, self._entries[stage]
-        try:
-            return self.take(body, source, position)
-        finally:
-            self._first = whole
+            self._refuse(stage, "no such stage in this chain", origin, letter["payload"])
+            return []
+        if stage in self._names_before:
+            return self._take(steps, body, *origin)
+        self.read += 1
+        return [(body, 0, 0.0, 0.0, 0, 0, "", stage)]
 
-    def enrich(self, finished: Iterable[Finished]) -> list[Flow]:
+    @property
+    def _names_before(self) -> set[str]:
+        return {name for name, _ in self.steps.before} | {self.steps.held_by}
+
+    def enrich(self, finished: list[Finished]) -> list[Flow]:
         """Runs the stages behind stitching. Flows that a stage refuses or drops are not in the answer."""
-        flows = []
-        second = self._second
-        flow_of = self.stitching.flow if self.stitching is not None else _flow
-        for item in finished:
-            self.enriched += 1
-            steps = second if not item[7] else self._entries[item[7]]
-            flow = _flow(item) if item[7] else flow_of(item)
+        self.enriched += len(finished)
+        if any(each[7] for each in finished):
+            return [flow for each in finished for flow in self._enrich([each], self.steps.entries.get(each[7], self.steps.behind))]
+        return self._enrich(finished, self.steps.behind)
+
+    def _enrich(self, finished: list[Finished], steps: list[Step]) -> list[Flow]:
+        make = _flow if self.stitching is None or (finished and finished[0][7]) else self.stitching.flow
+
+        def flows() -> list[Flow]:
+            return [make(each) for each in finished]
+
+        def origin(index: int) -> tuple[str, str]:
+            return self.steps.held_by, str(make(finished[index]).get("meta", {}).get("id", ""))
+
+        return self._through(steps, flows(), flows, origin)[0]
+
+    def _through(
+        self, steps: list[Step], flows: list[Any], again: Callable[[], list[Any]], origin: Origin
+    ) -> tuple[list[Flow], Sequence[int]]:
+        """The flows that come through the steps, and which of those that went in they are.
+
+        All flows go through one step after the other. If one is refused, all begin afresh (`again`) and go one by one: stages are pure.
+        """
+        noted = self.notes.copy()
+        places: Sequence[int] = range(len(flows))
+        dropped = []
+        try:
+            if not _FLOWS.issuperset(map(type, flows)):
+                raise Refused("not an object")
+            for name, process in steps:
+                flows = [process(flow) for flow in flows]
+                if not _FLOWS.issuperset(map(type, flows)):
+                    dropped += [(name, str(flow)) for flow in flows if flow.__class__ is not dict]
+                    places = [place for place, flow in zip(places, flows, strict=True) if flow.__class__ is dict]
+                    flows = [flow for flow in flows if flow.__class__ is dict]
+        except Exception:
+            self.notes.clear()
+            self.notes.update(noted)
+            return self._one_by_one(steps, again(), origin)
+        self.dropped.update(dropped)
+        return flows, places
+
+    def _one_by_one(self, steps: list[Step], flows: list[Any], origin: Origin) -> tuple[list[Flow], Sequence[int]]:
+        through: list[Flow] = []
+        places: list[int] = []
+        for place, came in enumerate(flows):
+            flow = came
+            if flow.__class__ is not dict:
+                self._refuse(DECODE, "not an object", origin(place), flow)
+                continue
+            untouched = marshal.dumps(flow)
             name = ""
             try:
                 for name, process in steps:
@@ -267,13 +179,13 @@ class Chain:
                         self.dropped[name, str(flow)] += 1
                         break
                 else:
-                    flows.append(flow)
+                    through.append(flow)
+                    places.append(place)
             except EndRefused as error:
-                self._refuse_behind(error.stage, error.cause, flow)
+                self._refuse(error.stage, reason_of(error.cause), origin(place), flow)
             except Exception as error:
-                before = self._until(name, steps, _flow(item) if item[7] else flow_of(item))
-                self._refuse_behind(name, error, before)
-        return flows
+                self._refuse(name, reason_of(error), origin(place), _until(name, steps, marshal.loads(untouched)))  # noqa: S302
+        return through, places
 
     def tick(self) -> list[Finished]:
         """What stitching has finished by now."""
@@ -285,31 +197,32 @@ class Chain:
 
     def refuse(self, stage: str, reason: str, flow: Flow) -> None:
         """For outputs: this flow cannot be written, it goes to the dead letters."""
-        self._refuse_behind(stage, Refused(reason), flow)
+        self._refuse(stage, reason, (self.steps.held_by, str(flow.get("meta", {}).get("id", ""))), flow)
 
     def refuse_message(self, reason: str, body: bytes, source: str, position: str) -> None:
         """For inputs: this message is no flow, it goes to the dead letters."""
-        self._refuse(DECODE, reason, source, position, body)
+        self._refuse(DECODE, reason, (source, position), body)
+
+    def _refuse(self, stage: str, reason: str, origin: tuple[str, str], payload: Any) -> None:
+        self.refused[stage, reason] += 1
+        self.dead.append(envelope(stage, reason, *origin, payload))
 
     def hit_rate(self) -> float:
         """Share of the ends of enriched flows that were remembered."""
-        return 1 - self.runs[0].misses / (2 * self.enriched) if self.runs and self.enriched else 0.0
+        runs = self.steps.runs
+        return 1 - runs[0].misses / (2 * self.enriched) if runs and self.enriched else 0.0
 
-    def _until(self, name: str, steps: list[Step], flow: Any) -> Any:
-        """The flow as it stands before a stage."""
-        for step, process in steps:
-            if step == name:
-                break
-            flow = process(flow)
-        return flow
 
-    def _refuse_behind(self, stage: str, error: Exception, flow: Flow) -> None:
-        held_by = next((name for name, process in self._first if process is self.stitching), "")
-        self._refuse(stage, reason_of(error), held_by, str(flow.get("meta", {}).get("id", "")), flow)
+_FLOWS = frozenset((dict,))
 
-    def _refuse(self, stage: str, reason: str, source: str, position: str, payload: Any) -> None:
-        self.refused[stage, reason] += 1
-        self.dead.append(envelope(stage, reason, source, position, payload))
+
+def _until(name: str, steps: list[Step], flow: Any) -> Any:
+    """The flow as it stands before a stage."""
+    for step, process in steps:
+        if step == name:
+            break
+        flow = process(flow)
+    return flow
 
 
 def _flow(finished: Finished) -> Flow:

@@ -16,7 +16,8 @@ import click
 
 from netsage_pipeline import __version__, config, folders, stagefile
 from netsage_pipeline.addresses import parse
-from netsage_pipeline.chain import Chain, Configured, configured, sees_addresses
+from netsage_pipeline.chain import Chain
+from netsage_pipeline.compose import Configured, configured, sees_addresses
 from netsage_pipeline.flow import Now, Sink
 from netsage_pipeline.members import convert
 from netsage_pipeline.nfdump import Rows

@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import sys
 from typing import Any
 
 import orjson
@@ -36,10 +37,20 @@ def envelope(stage: str, reason: str, source: str, position: str, payload: Any) 
         try:
             body = orjson.dumps(payload, option=orjson.OPT_NON_STR_KEYS)
         except TypeError:
-            body = _base64(json.dumps(payload, default=repr).encode())
+            body = _base64(_lenient(payload))
     head = orjson.dumps({"stage": stage, "reason": reason, "source": source, "position": position})[1:-1]
     identity = hashlib.blake2b(head + body, digest_size=16).hexdigest()
     return b'{"id":"%s",%s,"payload":%s}' % (identity.encode(), head, body)
+
+
+def _lenient(payload: Any) -> bytes:
+    """JSON of what strict JSON cannot write, also of flows nested so deeply that Python would refuse."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 5_000)
+    try:
+        return json.dumps(payload, default=repr).encode()
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _base64(body: bytes) -> bytes:

@@ -7,8 +7,10 @@ remembered.
 
 from __future__ import annotations
 
+import marshal
 from collections import Counter
 from collections.abc import Callable, Iterable
+from sys import intern
 from typing import Any, NamedTuple
 
 from netsage_pipeline.flow import SIDES, End, EndProcess, Flow
@@ -16,6 +18,11 @@ from netsage_pipeline.jsonvalues import copy, size
 
 #: What an end holds when a run begins.
 GIVEN = ("side", "ip", "asn")
+
+#: Bytes in memory of what is kept for each end, of a result, and of each nested value in it; measured by benchmarks/memory.py.
+END_BYTES = 400
+RESULT_BYTES = 1_200
+NESTED_BYTES = 250
 
 Key = tuple[str, str, int | None]
 
@@ -38,7 +45,7 @@ class EndRefused(Exception):
 
 
 class Result(NamedTuple):
-    """What a run made of an end, ready to be merged into any flow that has this end."""
+    """What a run made of an end, but for its ip, ready to be merged into any flow that has this end."""
 
     plain: dict[str, Any]  #: meta key → text, number or null
     nested: tuple[tuple[str, Callable[[Any], Any], Any], ...]  #: meta key, how to copy the value, the value
@@ -48,29 +55,49 @@ class Result(NamedTuple):
     size: int  #: bytes, about
 
 
+#: The ip that a run gave an end, and all the rest.
+Remembered = tuple[Any, Result]
+
+
 class Memory:
-    """Results by key, bounded in bytes. Thrown out by generations: an end not met during a whole generation goes."""
+    """Results by key, bounded in bytes. Thrown out by generations: an end not met during a whole generation goes.
+
+    Addresses of one network differ in their ip alone, so the rest of a result is kept once for all of them.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._generation_bytes = limit_bytes // 2
         self.clear()
 
     def clear(self) -> None:
-        self.young: dict[Key, Result] = {}
-        self._old: dict[Key, Result] = {}
+        self.young: dict[Key, Remembered] = {}
+        self._old: dict[Key, Remembered] = {}
+        self._shared: dict[bytes, Result] = {}
         self.bytes = 0
 
-    def old(self, key: Key) -> Result | None:
-        result = self._old.get(key)
-        if result is not None:
-            self.put(key, result)
-        return result
+    def old(self, key: Key) -> Remembered | None:
+        found = self._old.get(key)
+        if found is not None:
+            self.put(key, found)
+        return found
 
-    def put(self, key: Key, result: Result) -> None:
-        if self.bytes + result.size > self._generation_bytes:
-            self._old, self.young, self.bytes = self.young, {}, 0
-        self.young[key] = result
-        self.bytes += result.size
+    def put(self, key: Key, remembered: Remembered) -> None:
+        if self.bytes > self._generation_bytes:
+            self._old, self.young, self._shared, self.bytes = self.young, {}, {}, 0
+        self.young[key] = remembered
+        self.bytes += END_BYTES
+
+    def share(self, end: End) -> Result:
+        """The result for an end without its ip; the one that is there already, if it is the same."""
+        try:
+            content = marshal.dumps(end, 2)
+        except ValueError:
+            return _result(end)
+        result = self._shared.get(content)
+        if result is None:
+            result = self._shared[content] = _result(end)
+            self.bytes += result.size
+        return result
 
 
 class EndRun:
@@ -105,27 +132,27 @@ class EndRun:
         first = young.get(source) or self._recall(source, flow)
         destination = ("dst", meta["dst_ip"], meta.get("dst_asn"))
         second = self._remembered.get(destination) or self._recall(destination, flow)
-        meta.update(first[0])
-        for name, copied, value in first[1]:
-            meta[name] = copied(value)
-        meta.update(second[0])
-        for name, copied, value in second[1]:
-            meta[name] = copied(value)
-        if first[2] or second[2]:
-            _add_tags(flow, first[2], second[2])
-        if first[3] or second[3]:
-            self._notes.update(first[3])
-            self._notes.update(second[3])
-        if first[4]:
-            _merge_rest(flow, "src", first[4])
-        if second[4]:
-            _merge_rest(flow, "dst", second[4])
+        self._merge(flow, (("src", "src_ip", first), ("dst", "dst_ip", second)))
         return flow
 
-    def _recall(self, key: Key, flow: Flow) -> Result:
+    def _merge(self, flow: Flow, ends: Iterable[tuple[str, str, Remembered]]) -> None:
+        meta = flow["meta"]
+        for side, name, (ip, (plain, nested, tags, notes, rest, _)) in ends:
+            meta[name] = ip
+            meta.update(plain)
+            for key, copied, value in nested:
+                meta[key] = copied(value)
+            if tags:
+                _add_tags(flow, tags)
+            for note in notes:
+                self._notes[note] += 1
+            if rest is not None:
+                _merge_rest(flow, side, rest)
+
+    def _recall(self, key: Key, flow: Flow) -> Remembered:
         memory = self.memory
-        result = memory.old(key) if memory else None
-        if result is None:
+        found = memory.old(key) if memory else None
+        if found is None:
             self.misses += 1
             end = self._begin(key[0], flow)
             try:
@@ -134,12 +161,13 @@ class EndRun:
             except Exception as error:
                 self._refuse(flow)
                 raise EndRefused(self.stages[0].name, error) from error
-            result = _result(end)
+            ip = end.pop("ip")
+            found = (ip, memory.share(end) if memory else _result(end))
             if memory:
-                memory.put(key, result)
+                memory.put(key, found)
         if memory:
             self._remembered = memory.young
-        return result
+        return found
 
     def forget(self) -> None:
         """Forgets all results; called when a lookup table has changed."""
@@ -170,20 +198,8 @@ class EndRun:
                 for end in ends:
                     stage.process(end)
             except Exception as error:
-                for end in before:
-                    self._merge(flow, end)
+                self._merge(flow, [(end["side"], f"{end['side']}_ip", (end.pop("ip"), _result(end))) for end in before])
                 raise EndRefused(stage.name, error) from error
-
-    def _merge(self, flow: Flow, end: End) -> None:
-        result = _result(end)
-        flow["meta"].update(result.plain)
-        for name, copied, value in result.nested:
-            flow["meta"][name] = copied(value)
-        if result.tags:
-            _add_tags(flow, result.tags, [])
-        self._notes.update(result.notes)
-        if result.rest:
-            _merge_rest(flow, end["side"], result.rest)
 
 
 def _meta_keys(side: str, name: str) -> list[str]:
@@ -193,12 +209,12 @@ def _meta_keys(side: str, name: str) -> list[str]:
     return [{"scireg": "scireg", "community": side}.get(name, f"{side}_{name}")]
 
 
-def _add_tags(flow: Flow, first: list[str], second: list[str]) -> None:
+def _add_tags(flow: Flow, added: list[str]) -> None:
     tags = flow.get("tags")
     if tags is None:
-        flow["tags"] = first + second
+        flow["tags"] = added.copy()
     else:
-        flow["tags"] = (tags if isinstance(tags, list) else [tags]) + first + second
+        flow["tags"] = (tags if isinstance(tags, list) else [tags]) + added
 
 
 def _merge_rest(flow: Flow, side: str, rest: End) -> None:
@@ -212,23 +228,26 @@ def _merge_rest(flow: Flow, side: str, rest: End) -> None:
 
 
 def _result(end: End) -> Result:
+    # Names of countries and organizations are in many results: intern keeps one copy of each.
     plain: dict[str, Any] = {}
-    nested = []
+    nested: list[tuple[str, Callable[[Any], Any], Any]] = []
     rest: End = {}
     side = end["side"]
     for name, value in end.items():
         if name in ("side", "tags", "notes"):
             continue
         if name in ("scireg", "community", "private"):
-            rest[name] = copy(value)
-        elif isinstance(value, dict):
-            flat = not any(isinstance(inner, dict | list) for inner in value.values())
-            nested.append((f"{side}_{name}", dict.copy if flat else copy, copy(value)))
-        elif isinstance(value, list):
-            nested.append((f"{side}_{name}", copy, copy(value)))
+            rest[name] = value
+        elif value.__class__ is str:
+            plain[f"{side}_{name}"] = intern(value)
+        elif value.__class__ is dict:
+            flat = {dict, list}.isdisjoint(map(type, value.values()))
+            nested.append((f"{side}_{name}", dict.copy if flat else copy, value))
+        elif value.__class__ is list:
+            nested.append((f"{side}_{name}", copy, value))
         elif value is not None or name != "asn":
             plain[f"{side}_{name}"] = value
     tags = list(end.get("tags", ()))
     notes = list(end.get("notes", ()))
-    in_memory = 1_000 + size(plain) + sum(size(value) for _, _, value in nested) + size(rest) + 60 * len(tags)
+    in_memory = RESULT_BYTES + NESTED_BYTES * len(nested) + (size(rest) if rest else 0)
     return Result(plain, tuple(nested), tags, notes, rest or None, in_memory)

@@ -11,6 +11,8 @@ import orjson
 
 def number(value: Any) -> float | None:
     """The finite number in a number or a text; None if there is none."""
+    if value is None:
+        return None
     try:
         found = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -34,7 +34,7 @@ class Converted(NamedTuple):
 
 
 def convert(path: Path) -> list[Converted]:
-    """The lists in a file of the reference. Malformed prefixes are reported with their line, the rest is kept. OSError if it cannot be read."""
+    """The lists in a file of the reference. Malformed prefixes are reported with their line, the rest is kept. May raise OSError."""
     text = _without_comments(path.read_text("utf-8"))
     asns = {match[1] or match[2]: match for match in _ASNS.finditer(text)}
     found = []

@@ -59,7 +59,7 @@ class Dump(NamedTuple):
 
 
 def find(paths: list[str], tell: Callable[[str], None]) -> list[Dump]:
-    """The files below the paths, in order of capture time (in the name, else start of the first flow), then path. Tells what it passes over."""
+    """The files below the paths, in order of capture time (of the name, else the first flow), then path. Tells what it passes over."""
     dumps = []
     for given in paths:
         if given == "-":

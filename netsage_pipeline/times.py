@@ -12,9 +12,12 @@ LAST_SECOND = 253402300799
 
 
 def milliseconds(seconds: float) -> int:
-    """Unix milliseconds, cut: what the decimal digits of the number say, so 1699999899.123 gives ...123 although the float lies below it."""
+    """Unix milliseconds, cut as decimal digits: 1699999899.123 gives 123 although the float lies below it."""
     cut = round(seconds * 1000)
     return cut if cut / 1000 <= seconds else cut - 1
+
+
+_FRACTIONS = [f".{ms:03d}Z" for ms in range(1000)]
 
 
 @lru_cache(maxsize=100_000)
@@ -24,8 +27,8 @@ def _iso_second(second: int) -> str:
 
 def iso(seconds: float) -> str:
     """ISO 8601 in UTC with milliseconds, cut: 2020-06-09T17:39:53.808Z. For years 0 to 9999."""
-    second, ms = divmod(milliseconds(seconds), 1000)
-    return f"{_iso_second(second)}.{ms:03d}Z"
+    cut = milliseconds(seconds)
+    return _iso_second(cut // 1000) + _FRACTIONS[cut % 1000]
 
 
 @lru_cache(maxsize=1_000)

@@ -35,6 +35,7 @@ from netsage_pipeline.times import LAST_SECOND
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
 _MILLISECONDS_ABOVE = 9_999_999_999
+_LONG = 1 << 63
 _WHOLE = ("src_port", "dst_port", "src_asn", "dst_asn", "src_ifindex", "dst_ifindex")
 _NAMES = ("sensor_id", "protocol", "flow_type", "instance_id")
 
@@ -65,7 +66,20 @@ def stage(config: Config, _lookups: Lookups, now: Now) -> FlowProcess:
     def is_private(ip: str) -> bool:
         return private.get(ip) is not None
 
-    def process(flow: Flow) -> Flow | str:
+    def impossible(start: float, end: float) -> str:
+        """Why these times cannot be; "" if they can."""
+        if now.judges:
+            if max(start, end) > now.seconds + config.future_s:
+                return "in the future"
+            if min(start, end) < now.seconds - config.past_s:
+                return "too old"
+        if end < start:
+            return "end before start"
+        if end > LAST_SECOND:
+            raise Refused("end: after the year 9999")
+        return ""
+
+    def process(flow: Flow) -> Flow | str:  # noqa: PLR0912
         meta = flow.get("meta")
         if meta.__class__ is not dict:
             meta = flow["meta"] = _object(meta, "meta")
@@ -82,32 +96,22 @@ def stage(config: Config, _lookups: Lookups, now: Now) -> FlowProcess:
         flow["@ingest_time"] = now.text
 
         start, end = flow.get("start"), flow.get("end")
-        if start.__class__ is not float or start < 0:
+        if start.__class__ is not float or not 0 <= start <= _MILLISECONDS_ABOVE:
             start = flow["start"] = _time(start, "start")
-        if end.__class__ is not float or end < 0:
+        if end.__class__ is not float or not 0 <= end <= _MILLISECONDS_ABOVE:
             end = flow["end"] = _time(end, "end")
         _type_values(values)
         for name in _WHOLE:
             number = meta.get(name, 0)
-            if number.__class__ is not int or not -1 <= number <= 0xFFFFFFFF:
+            if number.__class__ is not int or number >= _LONG:
                 _set_integer(meta, name, "meta")
         for name in _NAMES:
             if meta.get(name, "").__class__ is not str:
                 _check_name(meta, name)
 
-        if start > _MILLISECONDS_ABOVE:
-            start = flow["start"] = start / 1000
-        if end > _MILLISECONDS_ABOVE:
-            end = flow["end"] = end / 1000
-        if now.judges:
-            if start > now.seconds + config.future_s or end > now.seconds + config.future_s:
-                return "in the future"
-            if start < now.seconds - config.past_s or end < now.seconds - config.past_s:
-                return "too old"
-        if end < start:
-            return "end before start"
-        if end > LAST_SECOND:
-            raise Refused("end: after the year 9999")
+        reason = impossible(start, end)
+        if reason:
+            return reason
         if config.short_duration_s is not None and values["duration"] <= config.short_duration_s:
             values["duration"] = values["bits_per_second"] = values["packets_per_second"] = 0.0
         return flow
@@ -152,7 +156,7 @@ def _time(value: Any, name: str) -> float:
     seconds = _float(value, name)
     if seconds < 0:
         raise Refused(f"{name}: negative")
-    return seconds
+    return seconds / 1000 if seconds > _MILLISECONDS_ABOVE else seconds
 
 
 def _set_integer(holder: dict[str, Any], name: str, path: str) -> None:
@@ -176,7 +180,10 @@ def _float(value: Any, name: str) -> float:
     if value.__class__ is str:
         if not _NUMBER.fullmatch(value):
             raise Refused(f"{name}: not a number")
-    elif value.__class__ is not int and value.__class__ is not float:
+    elif value.__class__ is int:
+        if not -1 << 63 <= value < 1 << 63:
+            raise Refused(f"{name}: beyond 64 bits")
+    elif value.__class__ is not float:
         raise Refused(f"{name}: not a number")
     number = float(value)
     if not math.isfinite(number):

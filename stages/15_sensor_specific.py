@@ -18,9 +18,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from netsage_pipeline.addresses import Prefixes
 from netsage_pipeline.config import Settings
-from netsage_pipeline.flow import Flow, FlowProcess, Lookups
+from netsage_pipeline.flow import Flow, FlowProcess, Lookups, Refused
 
 _SAMPLED = ("num_bits", "num_packets", "bits_per_second", "packets_per_second")
+_LONG = 1 << 63
 
 
 def _prefix(text: str) -> str:
@@ -61,7 +62,7 @@ class Sampling(Rule):
 class Config(Settings):
     ifindex_filter: IfindexFilter = Field(
         IfindexFilter(),
-        description="mode include keeps, exclude drops flows whose src or dst ifindex is listed, in `all` or in `by_sensor` for their sensor",
+        description="mode include keeps, exclude drops flows whose src or dst ifindex is listed, in `all` or in `by_sensor`",
     )
     rename: list[Rename] = Field([], description="sensor, ifindex, name: flows of a sensor through an interface get another sensor name")
     sampling: list[Sampling] = Field([], description="sensor, factor: bits, packets and rates of a sensor times the factor")
@@ -76,12 +77,12 @@ def stage(config: Config, _lookups: Lookups) -> FlowProcess:
     names = {(rule.sensor, rule.ifindex): rule.name for rule in config.rename}
     factors = {rule.sensor: rule.factor for rule in config.sampling}
     subnets = config.subnet_filter
-    subnets_of = {sensor: _prefixes([*subnets.all, *subnets.by_sensor.get(sensor, [])]) for sensor in subnets.by_sensor}
+    subnets_of = {sensor: _prefixes([*subnets.all, *own]) for sensor, own in subnets.by_sensor.items() if own}
     subnets_of_all = _prefixes(subnets.all) if subnets.all else None
 
     def process(flow: Flow) -> Flow | str:
         meta, values = flow["meta"], flow["values"]
-        sensor = str(meta.get("sensor_id"))
+        sensor = str(meta.get("sensor_id", ""))
         source, destination = meta.get("src_ifindex"), meta.get("dst_ifindex")
         listed = [*ifindexes.all, *ifindexes.by_sensor.get(sensor, [])]
         if listed and (source in listed or destination in listed) != (ifindexes.mode == "include"):
@@ -93,7 +94,10 @@ def stage(config: Config, _lookups: Lookups) -> FlowProcess:
         if factor is not None:
             for field in _SAMPLED:
                 if values.get(field) is not None:
-                    values[field] = int(values[field] * factor)
+                    number = values[field] * factor
+                    if number >= _LONG:
+                        raise Refused(f"values.{field}: beyond 64 bits")
+                    values[field] = int(number)
         prefixes = subnets_of.get(sensor, subnets_of_all)
         if prefixes is not None:
             inside = prefixes.get(meta["src_ip"]) or prefixes.get(meta["dst_ip"])

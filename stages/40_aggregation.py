@@ -23,7 +23,7 @@ timeout_s after it was first held. What is held when the input ends is finished 
 from __future__ import annotations
 
 import heapq
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 from pydantic import Field
@@ -41,18 +41,23 @@ _FIRST, _PARTS, _START, _END, _BITS, _PACKETS, _FIRST_MS, _LAST_MS, _HELD_AT, _C
 
 class Config(Settings):
     inactivity_timeout_s: float = Field(
-        630, gt=0, description="A flow ends when nothing came for it this long; more than two capture files"
+        630, gt=0, allow_inf_nan=False, description="A flow ends when nothing came for it this long; more than two capture files"
     )
-    inactivity_timeout_by_sensor_s: dict[str, float] = Field({}, description="Other values for sensors with longer capture files")
-    timeout_s: float = Field(86_400, gt=0, description="No flow gets longer than this")
-    lateness_s: float = Field(3_600, ge=0, description="How much later than the newest part may come, with clock event")
+    inactivity_timeout_by_sensor_s: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        {}, description="Other values for sensors with longer capture files"
+    )
+    timeout_s: float = Field(86_400, gt=0, allow_inf_nan=False, description="No flow gets longer than this")
+    lateness_s: float = Field(
+        3_600, ge=0, allow_inf_nan=False, description="How much later than the newest part may come, with clock event"
+    )
 
 
 class Stitching:
     """Holds flows. Pure: what it does depends on the parts it is given and on `now` alone."""
 
     def __init__(self, config: Config, now: Now) -> None:
-        self._config = config
+        self._timeout, self._timeouts = config.inactivity_timeout_s, config.inactivity_timeout_by_sensor_s
+        self._longest, self._lateness = config.timeout_s, config.lateness_s
         self._now = now
         self._event = now.clock == "event"
         self._held: dict[str, list[Any]] = {}
@@ -80,39 +85,39 @@ class Stitching:
         start_ms = milliseconds(start)
         flow_id = meta["id"]
         held = self._held.get(flow_id)
-        finished = None
-        if held is not None:
-            if self._belongs(held, start_ms, end):
-                if held[_BITS] + bits >= _LONG or held[_PACKETS] + packets >= _LONG:
-                    raise Refused("values: the sum of the parts is beyond 64 bits")
-                held[_PARTS] += 1
-                held[_BITS] += bits
-                held[_PACKETS] += packets
-                held[_START] = min(held[_START], start)
-                held[_END] = max(held[_END], end)
-                held[_LAST_MS] = start_ms
-                held[_CAME_AT] = self._now.arrival
-                self.parts += 1
-                self._newest.see(end)
-                return None
-            finished = self._finished(held)
-        first = self._first_part(flow)
-        if self._event and end + self._config.lateness_s < self._newest.value:
+        if held is not None and self._belongs(held, start_ms, end):
+            if held[_BITS] + bits >= _LONG or held[_PACKETS] + packets >= _LONG:
+                raise Refused("values: the sum of the parts is beyond 64 bits")
+            held[_PARTS] += 1
+            held[_BITS] += bits
+            held[_PACKETS] += packets
+            held[_START] = min(held[_START], start)
+            held[_END] = max(held[_END], end)
+            held[_LAST_MS] = start_ms
+            held[_CAME_AT] = self._now.arrival
+            self.parts += 1
+            self._newest.see(end)
+            return None
+        if not flow.keys() <= _OF_A_PART:
+            flow = {name: value for name, value in flow.items() if name == "@ingest_time" or not (name[:1] == "@" or name == "tags")}
+        first = orjson.dumps(flow)  # Raises where a part cannot be held: until here nothing has changed.
+        finished = None if held is None else self._finished(held)
+        if self._event and end + self._lateness < self._newest.value:
             self.late += 1
         self._newest.see(end)
         self.parts += 1
-        timeout = self._config.inactivity_timeout_s
-        if self._config.inactivity_timeout_by_sensor_s:
-            timeout = self._config.inactivity_timeout_by_sensor_s.get(str(meta.get("sensor_id")), timeout)
+        timeout = self._timeout
+        if self._timeouts:
+            timeout = self._timeouts.get(str(meta.get("sensor_id", "")), timeout)
         arrival = self._now.arrival
         held = [first, 1, start, end, bits, packets, start_ms, start_ms, arrival, arrival, timeout, 0]
         self._held[flow_id] = held
-        self._watch(flow_id, held)
+        self._watch(flow_id, held, self._deadline(held))
         return finished
 
     def _belongs(self, held: list[Any], start_ms: int, end: float) -> bool:
         timeout = held[_TIMEOUT]
-        if start_ms - held[_LAST_MS] > timeout * 1000 or start_ms - held[_FIRST_MS] > self._config.timeout_s * 1000:
+        if start_ms - held[_LAST_MS] > timeout * 1000 or start_ms - held[_FIRST_MS] > self._longest * 1000:
             return False
         if self._event and end > held[_END] + timeout:
             return False
@@ -123,12 +128,11 @@ class Stitching:
 
     def _deadline(self, held: list[Any]) -> float:
         """The last value of the clock at which a part may still be added."""
-        if self._event:
-            return float(held[_END] + held[_TIMEOUT] + self._config.lateness_s)
-        return float(min(held[_CAME_AT] + held[_TIMEOUT], held[_HELD_AT] + self._config.timeout_s))
+        deadline: float = held[_END] + held[_TIMEOUT] + self._lateness
+        return deadline if self._event else min(held[_CAME_AT] + held[_TIMEOUT], held[_HELD_AT] + self._longest)
 
-    def _watch(self, flow_id: str, held: list[Any]) -> None:
-        second = int(self._deadline(held)) + 1
+    def _watch(self, flow_id: str, held: list[Any], deadline: float) -> None:
+        second = int(deadline) + 1
         held[_SLOT] = second
         ids = self._wheel.get(second)
         if ids is None:
@@ -146,11 +150,12 @@ class Stitching:
                 held = self._held.get(flow_id)
                 if held is None or held[_SLOT] != second:
                     continue  # Finished in the meantime, or held anew and watched elsewhere.
-                if self._deadline(held) < clock:
+                deadline = self._deadline(held)
+                if deadline < clock:
                     del self._held[flow_id]
                     finished.append(self._finished(held))
                 else:
-                    self._watch(flow_id, held)
+                    self._watch(flow_id, held, deadline)
         return finished
 
     def drain(self) -> list[Finished]:
@@ -159,11 +164,6 @@ class Stitching:
         self._wheel.clear()
         self._seconds.clear()
         return finished
-
-    def _first_part(self, flow: Flow) -> bytes:
-        if not flow.keys() <= _OF_A_PART:
-            flow = {name: value for name, value in flow.items() if name == "@ingest_time" or not (name[:1] == "@" or name == "tags")}
-        return orjson.dumps(flow)
 
     def _finished(self, held: list[Any]) -> Finished:
         self.flows += 1

@@ -11,6 +11,7 @@ Texts of the exporter's own fields (flow_type, sensor_id, instance_id, protocol)
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -56,19 +57,22 @@ def stage(config: Config, _lookups: Lookups) -> FlowProcess:
 def _masker(*ends: str) -> Callable[[Any], Any]:
     """A function that masks, in any JSON value, the addresses of these ends in any notation, and texts that are addresses."""
     wanted = {unmapped(packed) for packed in map(parse, ends) if packed is not None}
-    literal = sorted((end for end in ends if parse(end) is not None or len(end) >= 4), key=len, reverse=True)
+    literal = {end for end in ends if parse(end) is not None or len(end) >= 4} | {_written(packed) for packed in wanted}
+    longest_first = sorted(literal, key=len, reverse=True)
 
     def found(match: re.Match[str]) -> str:
-        text = match[0].rstrip(".:")
-        packed = parse(text) or parse(match[0])
-        return mask(text) or _INVALID if packed is not None and unmapped(packed) in wanted else match[0]
+        for text in (match[0], match[0].rstrip(".:")):
+            packed = parse(text)
+            if packed is not None and unmapped(packed) in wanted:
+                return f"{mask(text)}{match[0][len(text) :]}"
+        return match[0]
 
     def masked(value: Any) -> Any:
         if isinstance(value, str):
             whole = mask(value)
             if whole is not None:
                 return whole
-            for end in literal:
+            for end in longest_first:
                 value = value.replace(end, mask(end) or _INVALID)
             return _ADDRESS.sub(found, value)
         if isinstance(value, dict):
@@ -78,3 +82,7 @@ def _masker(*ends: str) -> Callable[[Any], Any]:
         return value
 
     return masked
+
+
+def _written(packed: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)

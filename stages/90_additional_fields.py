@@ -12,6 +12,7 @@ Drops   nothing
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,19 @@ def stage(config: Config, lookups: Lookups) -> FlowProcess:
     ports = frozenset(config.testing_ports)
     digest = keyed_digest(b"create docid")
 
+    @lru_cache(maxsize=10_000)
+    def of_sensor(sensor: str | float | None) -> dict[str, str]:
+        found = {"sensor_group": groups.get(str(sensor)), "sensor_type": types.get(str(sensor))} if sensor is not None else {}
+        return {name: value for name, value in found.items() if value is not None}
+
     def process(flow: Flow) -> Flow:
         meta = flow["meta"]
         get = meta.get
-        sensor = get("sensor_id")
-        if sensor is not None:
-            _set(meta, "sensor_group", groups.get(str(sensor)))
-            _set(meta, "sensor_type", types.get(str(sensor)))
+        named = of_sensor(get("sensor_id"))
+        meta.update(named)
+        if len(named) < 2:
+            for name in {"sensor_group", "sensor_type"} - named.keys():
+                meta.pop(name, None)
         source, destination = get("src_country_name"), get("dst_country_name")
         if source in no_country or destination in no_country:
             meta.pop("country_scope", None)
@@ -58,14 +65,7 @@ def stage(config: Config, lookups: Lookups) -> FlowProcess:
     return process
 
 
-def _set(meta: dict[str, Any], name: str, value: str | None) -> None:
-    if value is None:
-        meta.pop(name, None)
-    else:
-        meta[name] = value
-
-
 def _is_testing(meta: dict[str, Any]) -> bool:
-    if meta.get("src_discipline") == _TESTING or meta.get("dst_discipline") == _TESTING:
-        return True
-    return any(end.get("discipline") == _TESTING for end in meta.get("scireg", {}).values())
+    if "src_discipline" in meta or "dst_discipline" in meta:
+        return _TESTING in (meta.get("src_discipline"), meta.get("dst_discipline"))
+    return "scireg" in meta and any(end.get("discipline") == _TESTING for end in meta["scireg"].values())

@@ -46,8 +46,9 @@ class FileSink:
         return refused
 
     def close(self) -> None:
-        self._file.flush()
-        if self._file is not sys.stdout.buffer:
+        if self._file is sys.stdout.buffer:
+            self._file.flush()
+        else:
             self._file.close()
 
 

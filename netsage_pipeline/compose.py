@@ -1,0 +1,151 @@
+"""Composing a chain: which stages a directory of settings names, what is wrong with them, and the steps that they make."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from netsage_pipeline import config as settings
+from netsage_pipeline.ends import GIVEN, EndRun, EndStage, Memory
+from netsage_pipeline.flow import FlowProcess, Lookups, Now, Stitching
+from netsage_pipeline.stagefile import StageFile, StageFileError, find
+
+#: Bytes for remembered ends; what an end takes is measured by benchmarks/memory.py.
+REMEMBERED_BYTES = 100_000_000
+
+#: A stage or a run of end stages, ready to be called: its name (of a run that of its first stage) and the callable.
+Step = tuple[str, FlowProcess]
+
+
+class Configured(NamedTuple):
+    """A stage file with its settings."""
+
+    file: StageFile
+    settings_file: settings.SettingsFile
+    config: settings.Settings
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+
+def configured(conf: Path, directories: list[Path]) -> list[Configured]:
+    """The stages that the settings in `conf` name, in order, also those that are switched off. SettingsError has all that is wrong."""
+    if not conf.is_dir():
+        raise settings.SettingsError([f"{conf}: no such directory of settings"])
+    files = find(directories)
+    stages = []
+    errors = []
+    for path in sorted(conf.glob("*.toml")):
+        file = files.get(path.stem)
+        if file is None:
+            errors.append(f"{path}: no stage {path.stem}.py in {' or '.join(str(each) for each in directories)}")
+            continue
+        read = settings.read(path)
+        try:
+            model = file.module.Config
+        except StageFileError as error:
+            errors.append(str(error))
+            continue
+        except AttributeError:
+            errors.append(f"{file.path}: has no Config: give it 'class Config(Settings)'")
+            continue
+        if not file.factory:
+            errors.append(f"{file.path}: has no factory: give it 'def stage(config, lookups)' or 'def end(config, lookups)'")
+            continue
+        config, wrong = settings.settings_of(model, read)
+        errors += wrong
+        if config is not None:
+            stages.append(Configured(file, read, config))
+    errors += _unwritten(stages, files)
+    if not stages and not errors:
+        errors.append(f"{conf}: names no stage: copy the settings files of the stages that shall run into it")
+    if errors:
+        raise settings.SettingsError(errors)
+    return stages
+
+
+def _unwritten(stages: list[Configured], files: dict[str, StageFile]) -> list[str]:
+    """End stages that read what no end stage before them writes, switched on or not: they would never see it."""
+    errors = []
+    for stage in stages:
+        if stage.config.enabled and stage.file.is_end:
+            before = [file for name, file in files.items() if name < stage.name and file.is_end]
+            known = {*GIVEN, *(name for file in before for name in file.writes)}
+            for name in stage.file.reads:
+                if name not in known:
+                    errors.append(
+                        f"{stage.file.path}: reads '{name}', which an end of a flow does not hold there: "
+                        f"it begins with {', '.join(GIVEN)}, earlier end stages add {', '.join(sorted(known - {*GIVEN}))}; "
+                        "what depends on other fields is a flow stage (def stage)"
+                    )
+    return errors
+
+
+def sees_addresses(stages: list[Configured]) -> list[str]:
+    """What keeps a chain from removing all full addresses, a line each; empty if its output cannot see one."""
+    masked = {
+        name for stage in stages if stage.config.enabled for name, meaning in stage.file.writes.items() if meaning.startswith("ip-masked")
+    }
+    wanted = {"ip": "70_deidentify, which masks src_ip and dst_ip", "*": "41_leftovers, which masks addresses in unknown fields"}
+    return [f"{what}, does not run" for name, what in wanted.items() if name not in masked]
+
+
+class Steps(NamedTuple):
+    """The steps of a chain."""
+
+    before: list[Step]  #: up to stitching
+    held_by: str  #: name of the stage that holds flows, "" if none does
+    stitching: Stitching | None
+    behind: list[Step]  #: behind stitching; all, if nothing is held
+    runs: list[EndRun]  #: those among them that are runs of end stages
+    entries: dict[str, list[Step]]  #: stage → the steps from it on, up to stitching or to the end
+
+
+def compose(stages: list[Configured], lookups: Lookups, now: Now, notes: Counter[str], *, remember: bool = True) -> Steps:
+    """Calls the factories. SettingsError if one of them fails."""
+    steps = Steps([], "", None, [], [], {})
+    line = steps.behind
+    run: list[EndStage] = []
+    written: set[str] = set()
+    entries: dict[str, tuple[list[Step], int, list[EndStage], set[str]]] = {}
+    for stage in stages:
+        if not stage.config.enabled or stage.file.is_io:
+            continue
+        try:
+            process = stage.file.make(stage.config, lookups, now)
+        except Exception as error:
+            raise settings.SettingsError([f"{stage.file.path}: its factory raised {type(error).__name__}: {error}"]) from error
+        if stage.file.is_end:
+            if not run:
+                line.append((stage.name, process))  # Replaced when the run is complete.
+            entries[stage.name] = (line, len(line) - 1, [*run], written | {name for each in run for name in each.writes})
+            run.append(EndStage(stage.name, process, frozenset(stage.file.writes)))
+            continue
+        _close(run, line, steps.runs, written, notes, remember=remember)
+        if hasattr(process, "drain"):
+            steps = steps._replace(before=line, held_by=stage.name, stitching=process, behind=[])
+            entries[stage.name] = (line, len(line), [], set())
+            line = steps.behind
+        else:
+            entries[stage.name] = (line, len(line), [], set())
+            line.append((stage.name, process))
+    _close(run, line, steps.runs, written, notes, remember=remember)
+    for name, (of, start, before, seen) in entries.items():
+        rest = of[start:]
+        if before:  # In the middle of a run: the stages from here on, on what the flow holds, without remembering.
+            whole = rest[0][1]
+            assert isinstance(whole, EndRun)
+            rest[0] = (name, EndRun(whole.stages[len(before) :], seen, None, notes))
+        steps.entries[name] = rest
+    return steps
+
+
+def _close(run: list[EndStage], line: list[Step], runs: list[EndRun], written: set[str], notes: Counter[str], *, remember: bool) -> None:
+    """Makes one step of the end stages since the last flow stage. Only the first run of a chain is remembered."""
+    if run:
+        runs.append(EndRun(list(run), written, Memory(REMEMBERED_BYTES) if remember and not written else None, notes))
+        line[-1] = (run[0].name, runs[-1])
+        written.update(name for each in run for name in each.writes)
+        run.clear()
