@@ -188,7 +188,7 @@ class Traffic:
     """Plants flows in captures, and enters in expected what must become of them."""
 
     def __init__(self, facts: Facts, expected: Expected) -> None:
-        self.rng = random.Random(SEED)  # noqa: S311 (no secrets here)
+        self.rng = random.Random(SEED)
         self.facts, self.expected, self.captures = facts, expected, Captures()
         self.hosts = Hosts(facts, self.rng)
         self.seen: set[tuple[Any, ...]] = set()

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytricia
 
+#: What stands in place of a text that should be an address and is none.
+INVALID = "INVALID IP"
+
 _MAPPED = bytes(10) + b"\xff\xff"
+_LIKE_AN_ADDRESS = re.compile(r"[0-9A-Fa-f]*[:.][0-9A-Fa-f:.]+")
+_WORD_LIKE_AN_ADDRESS = re.compile(rf"(?<![\w:.]){_LIKE_AN_ADDRESS.pattern}(?!\w)")
 
 
 def parse(text: str) -> bytes | None:
@@ -71,3 +78,40 @@ def is_multicast(ip: str) -> bool:
         return False
     packed = unmapped(packed)
     return packed[0] >> 4 == 14 if len(packed) == 4 else packed[0] == 0xFF
+
+
+def masker(*ends: str, every: bool = False) -> Callable[[Any], Any]:
+    """A function that masks addresses in any JSON value: texts that are addresses, and these ends, in any notation, within longer texts.
+
+    every   all addresses within longer texts are masked, where they stand as words of their own
+    """
+    wanted = {unmapped(packed) for packed in map(parse, ends) if packed is not None}
+    literal = {end for end in ends if parse(end) is not None or len(end) >= 4} | {_written(packed) for packed in wanted}
+    longest_first = sorted(literal, key=len, reverse=True)
+
+    def found(match: re.Match[str]) -> str:
+        for text in (match[0], match[0].rstrip(".:")):
+            packed = parse(text)
+            if packed is not None and (every or unmapped(packed) in wanted):
+                return f"{mask(text)}{match[0][len(text) :]}"
+        return match[0]
+
+    def masked(value: Any) -> Any:
+        if isinstance(value, str):
+            whole = mask(value)
+            if whole is not None:
+                return whole
+            for end in longest_first:
+                value = value.replace(end, mask(end) or INVALID)
+            return (_WORD_LIKE_AN_ADDRESS if every else _LIKE_AN_ADDRESS).sub(found, value)
+        if isinstance(value, dict):
+            return {masked(name): masked(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [masked(inner) for inner in value]
+        return value
+
+    return masked
+
+
+def _written(packed: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)

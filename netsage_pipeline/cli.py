@@ -8,13 +8,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
-from netsage_pipeline import __version__, config, folders, stagefile
+from netsage_pipeline import __version__, config, demo, folders, stagefile
 from netsage_pipeline.addresses import parse
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import Configured, configured, sees_addresses
@@ -56,6 +56,17 @@ def tell(line: str) -> None:
     click.echo(line, err=True)
 
 
+def say(line: str) -> None:
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        raise  # click leaves quietly
+    except OSError as error:
+        tell(f"standard output: cannot be written: {error.strerror}: make room and run it again")
+        _leave_standard_output()
+        sys.exit(NOTHING_READ)
+
+
 @contextlib.contextmanager
 def refusing_settings() -> Iterator[None]:
     """Wrong settings end the program with a line for each error."""
@@ -79,9 +90,9 @@ def stages_of(conf: Path | None, directory: Path | None) -> list[Configured]:
     return configured(conf or folders.shipped("conf.d"), [folders.shipped("stages"), *([directory] if directory else [])])
 
 
-def opened(stages: list[Configured], now: Now) -> tuple[Chain, Tables]:
+def opened(stages: list[Configured], now: Now, directory: Path) -> tuple[Chain, Tables]:
     """The chain with its tables open. SettingsError if a table or a factory is broken."""
-    tables = Tables(folders.tables())
+    tables = Tables(directory)
     chain = Chain(stages, tables, now)
     if tables.broken:
         raise config.SettingsError(tables.broken)
@@ -118,9 +129,10 @@ def replay(
         fixed = _unix_time(at)
         stages = stages_of(conf, directory)
         now = Now(fixed if fixed is not None else time.time(), judges=fixed is not None, clock=clock)
-        chain, tables = opened(stages, now)
+        chain, tables = opened(stages, now, folders.tables())
         _refuse_full_addresses(stages)
-        sink, output = _sink(stages if conf else [], to)
+        made, settings, output = _output(stages if conf else [], to)
+        _refuse_overwriting(paths, {"--to": Path(output), "--dead-letters": dead_letters})
     for path in tables.missing:
         tell(f"{path}: no such table: its stage goes on as if nothing were found in it (tables are in NETSAGE_LOOKUPS)")
 
@@ -129,7 +141,8 @@ def replay(
         return Rows(sensor_id=name, flow_type=flow_type, minimum_bytes=min_bytes)
 
     try:
-        letters = _open(dead_letters) if dead_letters else None
+        sink = _opened(lambda: made(settings), output, "--to")
+        letters = _opened(lambda: dead_letters.open("wb"), str(dead_letters), "--dead-letters") if dead_letters else None
         summary = run_replay(chain, now, sink, output, letters, list(paths), rows, fixed_now=fixed is not None)
     except OutputError as error:
         tell(str(error))
@@ -139,7 +152,7 @@ def replay(
         tell(line)
     if chain.refused and not dead_letters:
         tell("the refused flows were only counted: --dead-letters FILE keeps them")
-    if not summary.read and not chain.refused:
+    if not summary.read and not chain.refused and not summary.rows["below_minimum"]:
         tell("nothing could be read")
         sys.exit(NOTHING_READ)
 
@@ -180,34 +193,60 @@ def _refuse_full_addresses(stages: list[Configured]) -> None:
         )
 
 
-def _sink(stages: list[Configured], to: str | None) -> tuple[Sink, str]:
-    """The output: --to, else that of the settings, else standard output."""
+def _output(stages: list[Configured], to: str | None) -> tuple[Callable[[Any], Sink], Any, str]:
+    """The output's factory, settings and name: --to, else the settings' own, else standard output."""
     for stage in stages:
         if to is None and stage.file.factory == "sink" and stage.config.enabled:
-            return _made(stage.file.module.sink, stage.config, stage.name)
+            path = getattr(stage.config, "path", stage.name)
+            return stage.file.module.sink, stage.config, "standard output" if path == "-" else str(path)
     file = stagefile.find([folders.shipped("stages")])["99_output_file"]
-    return _made(file.module.sink, file.module.Config(path=to or "-"), to or "standard output")
+    return file.module.sink, file.module.Config(path=to or "-"), "standard output" if to in (None, "-") else str(to)
 
 
-def _made(factory: Any, settings: Any, name: str) -> tuple[Sink, str]:
-    path = getattr(settings, "path", name)
+def _refuse_overwriting(paths: tuple[str, ...], written: dict[str, Path | None]) -> None:
+    for option, path in written.items():
+        if path is not None and path.is_file() and any(Path(given).is_file() and path.samefile(given) for given in paths):
+            raise config.SettingsError([f"{path}: is read, so it cannot be written: name another file with {option}"])
+
+
+T = TypeVar("T")
+
+
+def _opened(opening: Callable[[], T], name: str, option: str) -> T:
     try:
-        return factory(settings), "standard output" if path == "-" else str(path)
+        return opening()
     except OSError as error:
-        raise config.SettingsError([f"{path}: cannot be written: {error.strerror}: name another file with --to"]) from None
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("wb")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}: name another file with --dead-letters") from None
+        raise OutputError(f"{name}: cannot be written: {error.strerror}: name another file with {option}") from None
 
 
 def _leave_standard_output() -> None:
     """Python would try to write what is left in the buffer once more at exit, and print a traceback."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@main.command("demo")
+@click.option("--to", "directory", default="demo-output", show_default=True, type=click.Path(path_type=Path), help="Directory to write to")
+def run_demo(directory: Path) -> None:
+    """Replay the shipped dump of five sensors through all stages, and show what was in it. Needs no broker, database or licence key."""
+    shipped = folders.demo()
+    with refusing_settings():
+        stages = demo.all_on(stages_of(None, None))
+        now = Now(demo.now(shipped))
+        chain, _ = opened(stages, now, shipped / "tables")
+    output, letters = directory / "flows.ndjson", directory / "dead-letters.ndjson"
+    made, settings, _ = _output([], str(output))
+    try:
+        _opened(lambda: directory.mkdir(parents=True, exist_ok=True), str(directory), "--to")
+        tally = demo.Tally(_opened(lambda: made(settings), str(output), "--to"))
+        refused = _opened(lambda: letters.open("wb"), str(letters), "--to")
+        captures = [str(shipped / "captures")]
+        summary = run_replay(chain, now, tally, str(output), refused, captures, lambda _: None, fixed_now=True)
+    except OutputError as error:
+        tell(str(error))
+        sys.exit(NOTHING_READ)
+    for line in [*summary.lines(), "", *tally.lines(), "", f"The enriched flows are in {output}, what was refused and why in {letters}."]:
+        say(line)
 
 
 @main.command()
@@ -217,12 +256,12 @@ def check(conf: Path | None, directory: Path | None) -> None:
     """Check settings and lookup tables; all errors at once."""
     with refusing_settings():
         stages = stages_of(conf, directory)
-        _, tables = opened(stages, Now())
+        _, tables = opened(stages, Now(), folders.tables())
         _refuse_full_addresses(stages)
     for path in tables.missing:
         tell(f"{path}: no such table: its stage would go on as if nothing were found in it (tables are in NETSAGE_LOOKUPS)")
     running = sum(stage.config.enabled for stage in stages)
-    click.echo(f"{len(stages)} settings files, {running} stages run, {len(tables.opened) - len(tables.missing)} tables opened: all well")
+    say(f"{len(stages)} settings files, {running} stages run, {len(tables.opened) - len(tables.missing)} tables opened: all well")
 
 
 @main.command()
@@ -234,9 +273,9 @@ def stages(conf: Path | None, directory: Path | None) -> None:
         chain = stages_of(conf, directory)
     for stage in chain:
         kind = {"stage": "flow", "end": "end", "source": "input", "sink": "output"}[stage.file.factory]
-        click.echo(f"{stage.name:<22} {'on ' if stage.config.enabled else 'off'}  {kind:<6}  {stage.file.path}")
-        click.echo(f"    reads   {', '.join(stage.file.reads) or 'nothing'}")
-        click.echo(f"    writes  {', '.join(stage.file.writes) or 'nothing'}")
+        say(f"{stage.name:<22} {'on ' if stage.config.enabled else 'off'}  {kind:<6}  {stage.file.path}")
+        say(f"    reads   {', '.join(stage.file.reads) or 'nothing'}")
+        say(f"    writes  {', '.join(stage.file.writes) or 'nothing'}")
 
 
 @main.command("config")
@@ -252,10 +291,10 @@ def show_config(stage: str | None, conf: Path | None, directory: Path | None) ->
             raise config.SettingsError([f"{stage}: no such stage in this chain, which has {', '.join(names)}"])
     for each in chain:
         if stage is None or each.name == stage:
-            click.echo(f"# {each.settings_file.path}")
+            say(f"# {each.settings_file.path}")
             for line in config.described(each.config, each.settings_file):
-                click.echo(line)
-            click.echo("")
+                say(line)
+            say("")
 
 
 @main.group()
@@ -273,13 +312,13 @@ def convert_lists(files: tuple[Path, ...]) -> None:
         try:
             converted = convert(file)
             directory.mkdir(parents=True, exist_ok=True)
-            for each in converted:
+            for number, each in enumerate(converted, 1):
                 for line in each.errors:
                     tell(line)
                 if each.name:
-                    target = directory / f"{_file_name(file, each.name, len(converted))}.toml"
+                    target = directory / f"{_file_name(file, each.name, number if len(converted) > 1 else 0)}.toml"
                     target.write_text(each.text, "utf-8")
-                    click.echo(f"{target}: {each.members} members of {each.name}")
+                    say(f"{target}: {each.members} members of {each.name}")
                     written += 1
         except OSError as error:
             tell(f"{error.filename or file}: cannot be read or written: {error.strerror}")
@@ -289,10 +328,10 @@ def convert_lists(files: tuple[Path, ...]) -> None:
         sys.exit(NOTHING_READ)
 
 
-def _file_name(file: Path, name: str, lists: int) -> str:
-    """Lists are asked in order of file name, so the reference's order of files is kept."""
+def _file_name(file: Path, name: str, number: int) -> str:
+    """Lists are asked in order of file name, so the reference's order of files, and of lists in a file, is kept."""
     stem = file.name.removesuffix(".rb").removesuffix("-members-list")
-    return stem if lists == 1 else re.sub(r"[^\w.-]", "_", f"{stem}-{name}")
+    return re.sub(r"[^\w.-]", "_", f"{stem}-{number:02}-{name}") if number else stem
 
 
 @lookups.command("show")
@@ -303,4 +342,4 @@ def show_address(ip: str) -> None:
         tell(f"'{ip}' is not an IP address")
         sys.exit(WRONG_SETTINGS)
     for name, answer in said(ip, folders.tables()):
-        click.echo(f"{name:<22} {answer}")
+        say(f"{name:<22} {answer}")

@@ -74,7 +74,7 @@ def _unwritten(stages: list[Configured], files: dict[str, StageFile]) -> list[st
             before = [file for name, file in files.items() if name < stage.name and file.is_end]
             known = {*GIVEN, *(name for file in before for name in file.writes)}
             for name in stage.file.reads:
-                if name not in known:
+                if name not in known and name != "*":
                     errors.append(
                         f"{stage.file.path}: reads '{name}', which an end of a flow does not hold there: "
                         f"it begins with {', '.join(GIVEN)}, earlier end stages add {', '.join(sorted(known - {*GIVEN}))}; "
@@ -86,10 +86,17 @@ def _unwritten(stages: list[Configured], files: dict[str, StageFile]) -> list[st
 def sees_addresses(stages: list[Configured]) -> list[str]:
     """What keeps a chain from removing all full addresses, a line each; empty if its output cannot see one."""
     masked = {
-        name for stage in stages if stage.config.enabled for name, meaning in stage.file.writes.items() if meaning.startswith("ip-masked")
+        (stage.file.factory, name)
+        for stage in stages
+        if stage.config.enabled
+        for name, meaning in stage.file.writes.items()
+        if meaning.startswith("ip-masked")
     }
-    wanted = {"ip": "70_deidentify, which masks src_ip and dst_ip", "*": "41_leftovers, which masks addresses in unknown fields"}
-    return [f"{what}, does not run" for name, what in wanted.items() if name not in masked]
+    wanted = {
+        ("end", "ip"): "70_deidentify, which masks src_ip and dst_ip",
+        ("stage", "*"): "41_leftovers, which masks addresses in unknown fields",
+    }
+    return [f"{what}, does not run" for masks, what in wanted.items() if masks not in masked]
 
 
 class Steps(NamedTuple):

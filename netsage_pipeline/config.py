@@ -7,6 +7,7 @@ A value may hold ${VARIABLE} or ${VARIABLE:-default}, as in compose files. A sec
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -169,8 +170,18 @@ def described(config: Settings, file: SettingsFile) -> Iterator[str]:
 
 
 def shown(value: Any) -> str:
-    """A setting as it is printed; secrets as stars."""
+    """A setting as it is printed, the way TOML writes it; secrets as stars."""
     if isinstance(value, SecretStr):
         return "********"
-    text = repr(value) if not isinstance(value, Path) else repr(str(value))
+    if value is None:
+        return "not set"
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    text = json.dumps(value, ensure_ascii=False, default=_plain)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return sorted(value) if isinstance(value, frozenset | set) else str(value)

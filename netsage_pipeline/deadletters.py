@@ -21,6 +21,8 @@ from typing import Any
 
 import orjson
 
+from netsage_pipeline.jsonvalues import has_nan
+
 #: The stage named in envelopes of what could not be read as flows.
 DECODE = "decode"
 
@@ -38,6 +40,9 @@ def envelope(stage: str, reason: str, source: str, position: str, payload: Any) 
             body = orjson.dumps(payload, option=orjson.OPT_NON_STR_KEYS)
         except TypeError:
             body = _base64(_lenient(payload))
+        else:
+            if has_nan(payload) or _looks_like_bytes(payload):  # Would come back as null, or as what its base64 says.
+                body = _base64(_lenient(payload))
     head = orjson.dumps({"stage": stage, "reason": reason, "source": source, "position": position})[1:-1]
     identity = hashlib.blake2b(head + body, digest_size=16).hexdigest()
     return b'{"id":"%s",%s,"payload":%s}' % (identity.encode(), head, body)
@@ -53,16 +58,30 @@ def _lenient(payload: Any) -> bytes:
         sys.setrecursionlimit(limit)
 
 
+def _looks_like_bytes(payload: Any) -> bool:
+    return isinstance(payload, dict) and payload.keys() == {"base64"}
+
+
 def _base64(body: bytes) -> bytes:
     return b'{"base64":"%s"}' % base64.b64encode(body)
 
 
 def is_envelope(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == _KEYS
+    return isinstance(value, dict) and value.keys() == _KEYS and isinstance(value["stage"], str) and _has_body(value["payload"])
+
+
+def _has_body(payload: Any) -> bool:
+    try:
+        body_of(payload)
+    except ValueError:
+        return False
+    return True
 
 
 def body_of(payload: Any) -> bytes:
-    """The bytes of a payload: what was refused, as it came."""
-    if isinstance(payload, dict) and payload.keys() == {"base64"}:
-        return base64.b64decode(payload["base64"])
+    """The bytes of a payload: what was refused, as it came. ValueError if it is damaged."""
+    if _looks_like_bytes(payload):
+        if not isinstance(payload["base64"], str):
+            raise ValueError("base64 is no text")
+        return base64.b64decode(payload["base64"], validate=True)
     return orjson.dumps(payload)

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import marshal
 from collections import Counter
-from collections.abc import Callable, Iterable
-from sys import intern
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from netsage_pipeline.flow import SIDES, End, EndProcess, Flow
-from netsage_pipeline.jsonvalues import copy, size
+from netsage_pipeline.jsonvalues import copy
 
 #: What an end holds when a run begins.
 GIVEN = ("side", "ip", "asn")
 
-#: Bytes in memory of what is kept for each end, of a result, and of each nested value in it; measured by benchmarks/memory.py.
-END_BYTES = 400
-RESULT_BYTES = 1_200
-NESTED_BYTES = 250
+#: Bytes in memory of what is kept for each end, and of a result besides its values; measured by benchmarks/memory.py.
+END_BYTES = 340
+RESULT_BYTES = 2_000
+
+#: Fields of an end that are not merged to meta.<side>_<field>.
+_ELSEWHERE = frozenset(("scireg", "community", "private"))
 
 Key = tuple[str, str, int | None]
 
@@ -48,11 +49,11 @@ class Result(NamedTuple):
     """What a run made of an end, but for its ip, ready to be merged into any flow that has this end."""
 
     plain: dict[str, Any]  #: meta key → text, number or null
-    nested: tuple[tuple[str, Callable[[Any], Any], Any], ...]  #: meta key, how to copy the value, the value
+    flat: tuple[tuple[str, dict[str, Any]], ...]  #: meta key → object with nothing nested in it
     tags: list[str]
     notes: list[str]
-    rest: End | None  #: scireg, community and private, which do not lie at meta.<side>_<name>
-    size: int  #: bytes, about
+    rest: End | None  #: field → what is nested more deeply, or does not lie at meta.<side>_<field>
+    content: bytes  #: of the end it was made of; the same for equal ends
 
 
 #: The ip that a run gave an end, and all the rest.
@@ -76,28 +77,29 @@ class Memory:
         self.bytes = 0
 
     def old(self, key: Key) -> Remembered | None:
+        """What an older generation remembers of an end; the young one takes it over."""
         found = self._old.get(key)
-        if found is not None:
-            self.put(key, found)
-        return found
+        return None if found is None else self._put(key, *found)
 
-    def put(self, key: Key, remembered: Remembered) -> None:
-        if self.bytes > self._generation_bytes:
-            self._old, self.young, self._shared, self.bytes = self.young, {}, {}, 0
-        self.young[key] = remembered
-        self.bytes += END_BYTES
-
-    def share(self, end: End) -> Result:
-        """The result for an end without its ip; the one that is there already, if it is the same."""
+    def remember(self, key: Key, end: End) -> Remembered:
+        """Remembers what a run made of an end."""
+        ip = end.pop("ip")
         try:
             content = marshal.dumps(end, 2)
         except ValueError:
-            return _result(end)
-        result = self._shared.get(content)
-        if result is None:
-            result = self._shared[content] = _result(end)
-            self.bytes += result.size
-        return result
+            content = b""  # A stage wrote what is no JSON value: it is shared with no other end.
+        return self._put(key, ip, self._shared.get(content) or _result(end, content))
+
+    def _put(self, key: Key, ip: Any, result: Result) -> Remembered:
+        if self.bytes > self._generation_bytes:
+            self._old, self.young, self._shared, self.bytes = self.young, {}, {}, 0
+        if result.content not in self._shared:
+            self.bytes += RESULT_BYTES + len(result.content)
+            if result.content:
+                self._shared[result.content] = result
+        remembered = self.young[key] = ip, result
+        self.bytes += END_BYTES
+        return remembered
 
 
 class EndRun:
@@ -127,27 +129,27 @@ class EndRun:
                 del meta[name]
         if self._discard_private and "PRIVATE" in flow:
             del flow["PRIVATE"]
-        young = self._remembered
         source = ("src", meta["src_ip"], meta.get("src_asn"))
-        first = young.get(source) or self._recall(source, flow)
+        first = self._remembered.get(source) or self._recall(source, flow)
         destination = ("dst", meta["dst_ip"], meta.get("dst_asn"))
         second = self._remembered.get(destination) or self._recall(destination, flow)
-        self._merge(flow, (("src", "src_ip", first), ("dst", "dst_ip", second)))
+        self._merge(flow, "src", "src_ip", first)
+        self._merge(flow, "dst", "dst_ip", second)
         return flow
 
-    def _merge(self, flow: Flow, ends: Iterable[tuple[str, str, Remembered]]) -> None:
+    def _merge(self, flow: Flow, side: str, name: str, remembered: Remembered) -> None:
         meta = flow["meta"]
-        for side, name, (ip, (plain, nested, tags, notes, rest, _)) in ends:
-            meta[name] = ip
-            meta.update(plain)
-            for key, copied, value in nested:
-                meta[key] = copied(value)
-            if tags:
-                _add_tags(flow, tags)
-            for note in notes:
-                self._notes[note] += 1
-            if rest is not None:
-                _merge_rest(flow, side, rest)
+        meta[name], (plain, flat, tags, notes, rest, _) = remembered
+        meta.update(plain)
+        for key, value in flat:
+            meta[key] = value.copy()
+        if tags:
+            before = flow.get("tags") or []
+            flow["tags"] = (before if isinstance(before, list) else [before]) + tags
+        for note in notes:
+            self._notes[note] += 1
+        if rest is not None:
+            _merge_rest(flow, side, rest)
 
     def _recall(self, key: Key, flow: Flow) -> Remembered:
         memory = self.memory
@@ -161,10 +163,7 @@ class EndRun:
             except Exception as error:
                 self._refuse(flow)
                 raise EndRefused(self.stages[0].name, error) from error
-            ip = end.pop("ip")
-            found = (ip, memory.share(end) if memory else _result(end))
-            if memory:
-                memory.put(key, found)
+            found = memory.remember(key, end) if memory else (end.pop("ip"), _result(end, b""))
         if memory:
             self._remembered = memory.young
         return found
@@ -198,56 +197,50 @@ class EndRun:
                 for end in ends:
                     stage.process(end)
             except Exception as error:
-                self._merge(flow, [(end["side"], f"{end['side']}_ip", (end.pop("ip"), _result(end))) for end in before])
+                for side, end in zip(SIDES, before, strict=True):
+                    self._merge(flow, side, f"{side}_ip", (end.pop("ip"), _result(end, b"")))
                 raise EndRefused(stage.name, error) from error
 
 
+def meta_name(name: str) -> str | None:
+    """Where a field of an end lies in a flow, with {side} for src and dst; None for notes, which are counted, not written."""
+    elsewhere = {"scireg": "meta.scireg.{side}", "community": "meta.{side}.community", "private": "PRIVATE", "tags": "tags", "notes": None}
+    return elsewhere.get(name, f"meta.{{side}}_{name}")
+
+
 def _meta_keys(side: str, name: str) -> list[str]:
-    """The keys of meta below which a field of an end is written."""
-    if name in ("ip", "asn", "tags", "notes", "private"):
-        return []
-    return [{"scireg": "scireg", "community": side}.get(name, f"{side}_{name}")]
-
-
-def _add_tags(flow: Flow, added: list[str]) -> None:
-    tags = flow.get("tags")
-    if tags is None:
-        flow["tags"] = added.copy()
-    else:
-        flow["tags"] = (tags if isinstance(tags, list) else [tags]) + added
+    """The keys of meta below which a field of an end is written, which the input may not say."""
+    where = meta_name(name) or ""
+    return [where.format(side=side).split(".")[1]] if where.startswith("meta.") and name not in GIVEN else []
 
 
 def _merge_rest(flow: Flow, side: str, rest: End) -> None:
     meta = flow["meta"]
-    if "scireg" in rest:
-        meta.setdefault("scireg", {})[side] = copy(rest["scireg"])
-    if "community" in rest:
-        meta.setdefault(side, {})["community"] = copy(rest["community"])
-    if "private" in rest:
-        flow.setdefault("PRIVATE", {}).update(copy(rest["private"]))
+    for name, value in rest.items():
+        if name == "scireg":
+            meta.setdefault("scireg", {})[side] = copy(value)
+        elif name == "community":
+            meta.setdefault(side, {})["community"] = copy(value)
+        elif name == "private":
+            flow.setdefault("PRIVATE", {}).update(copy(value))
+        else:
+            meta[f"{side}_{name}"] = copy(value)
 
 
-def _result(end: End) -> Result:
-    # Names of countries and organizations are in many results: intern keeps one copy of each.
-    plain: dict[str, Any] = {}
-    nested: list[tuple[str, Callable[[Any], Any], Any]] = []
-    rest: End = {}
+def _result(end: End, content: bytes) -> Result:
     side = end["side"]
+    plain: dict[str, Any] = {}
+    flat = []
+    rest: End = {}
     for name, value in end.items():
-        if name in ("side", "tags", "notes"):
+        if name in ("side", "tags", "notes") or (name == "asn" and value is None):
             continue
-        if name in ("scireg", "community", "private"):
+        if name in _ELSEWHERE or value.__class__ is list:
             rest[name] = value
-        elif value.__class__ is str:
-            plain[f"{side}_{name}"] = intern(value)
-        elif value.__class__ is dict:
-            flat = {dict, list}.isdisjoint(map(type, value.values()))
-            nested.append((f"{side}_{name}", dict.copy if flat else copy, value))
-        elif value.__class__ is list:
-            nested.append((f"{side}_{name}", copy, value))
-        elif value is not None or name != "asn":
+        elif value.__class__ is not dict:
             plain[f"{side}_{name}"] = value
-    tags = list(end.get("tags", ()))
-    notes = list(end.get("notes", ()))
-    in_memory = RESULT_BYTES + NESTED_BYTES * len(nested) + (size(rest) if rest else 0)
-    return Result(plain, tuple(nested), tags, notes, rest or None, in_memory)
+        elif {dict, list}.isdisjoint(map(type, value.values())):
+            flat.append((f"{side}_{name}", value))
+        else:
+            rest[name] = value
+    return Result(plain, tuple(flat), list(end.get("tags", ())), list(end.get("notes", ())), rest or None, content)

@@ -1,9 +1,8 @@
-"""JSON values: numbers in them, copies, their size in memory, and what strict JSON cannot write."""
+"""JSON values: numbers in them, copies, and what strict JSON cannot write."""
 
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import orjson
@@ -29,16 +28,6 @@ def copy(value: Any) -> Any:
     return value
 
 
-def size(value: Any) -> int:
-    """Bytes in memory, about: a value's own and those of what is in it."""
-    own = sys.getsizeof(value)
-    if isinstance(value, dict):
-        return own + sum(map(size, value.values()))
-    if isinstance(value, list):
-        return own + sum(map(size, value))
-    return own
-
-
 def fault(value: Any) -> str:
     """Why a value cannot be written as strict JSON, in words; "" if it can."""
     try:
@@ -50,12 +39,13 @@ def fault(value: Any) -> str:
         if "64-bit" in said:
             return "integer beyond 64 bits"
         return "nested too deeply" if "recursion" in said else "not JSON"
-    return "NaN or infinity" if _has_nan(value) else ""
+    return "NaN or infinity" if has_nan(value) else ""
 
 
-def _has_nan(value: Any) -> bool:
+def has_nan(value: Any) -> bool:
+    """Whether a number in it is a NaN or an infinity, which orjson writes as null."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, dict):
-        return any(map(_has_nan, value.values()))
-    return isinstance(value, list) and any(map(_has_nan, value))
+        return any(map(has_nan, value.values()))
+    return isinstance(value, list) and any(map(has_nan, value))

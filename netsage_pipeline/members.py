@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import orjson
 
 from netsage_pipeline.addresses import Prefixes
 
-_TEXT = r"""(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)')"""
+_TEXT = r"""(?:"((?:[^"\\\n]|\\.)*)"|'((?:[^'\\\n]|\\.)*)')"""
 _ASNS = re.compile(rf"@asn_list\s*\[\s*{_TEXT}\s*\]\s*=\s*\[([^\]]*)\]")
 _MEMBERS = re.compile(rf"@members\s*\[\s*{_TEXT}\s*\]\s*=\s*\{{")
 _PAIR = re.compile(rf"{_TEXT}\s*=>\s*{_TEXT}")
@@ -43,6 +44,7 @@ def convert(path: Path) -> list[Converted]:
         end = _end_of_hash(text, head.end())
         errors: list[str] = []
         members: dict[str, str] = {}
+        errors += _no_pairs(path, text, head.end(), end)
         for pair in _PAIR.finditer(text, head.end(), end):
             prefix, organization = _text(pair[1], pair[2]), _text(pair[3], pair[4])
             line = text.count("\n", 0, pair.start()) + 1
@@ -55,7 +57,7 @@ def convert(path: Path) -> list[Converted]:
                 errors.append(f"{path}:{line}: '{prefix}' stands there twice: the first counts, as in the reference")
                 continue
             members[prefix] = organization
-        numbers = _numbers(path, text, asns.get(name), errors)
+        numbers = _numbers(path, text, name, asns.get(name), errors)
         found.append(Converted(name, _toml(path, numbers, members), len(members), errors))
     if not found:
         found.append(Converted("", "", 0, [f"{path}: holds no member list: none of its lines begins with @members['name'] = {{"]))
@@ -74,14 +76,25 @@ def _end_of_hash(text: str, start: int) -> int:
     return len(text)
 
 
+def _no_pairs(path: Path, text: str, start: int, end: int) -> Iterator[str]:
+    """What stands between the pairs of a hash and is not understood, a line each."""
+    ends = [(pair.start(), pair.end()) for pair in _PAIR.finditer(text, start, end)]
+    for begin, stop in zip([start, *(after for _, after in ends)], [*(before for before, _ in ends), end], strict=True):
+        for match in re.compile(r"[^\s,][^\n]*").finditer(text, begin, stop):
+            line = text.count("\n", 0, match.start()) + 1
+            yield f'{path}:{line}: \'{match[0].strip()}\' is not "prefix" => "organization": left out'
+
+
 def _text(double: str | None, single: str | None) -> str:
     return _ESCAPE.sub(r"\1", double if double is not None else single or "")
 
 
-def _numbers(path: Path, text: str, match: re.Match[str] | None, errors: list[str]) -> list[int]:
+def _numbers(path: Path, text: str, name: str, match: re.Match[str] | None, errors: list[str]) -> list[int]:
+    numbers: list[int] = []
+    errors_before = len(errors)
     if match is None:
-        return []
-    numbers = []
+        errors.append(f"{path}: no @asn_list['{name}'] = [...]: the list applies to every ASN")
+        return numbers
     for part in match[3].split(","):
         number = part.strip().strip("\"'").removeprefix("AS")
         if number.isdigit():
@@ -89,6 +102,8 @@ def _numbers(path: Path, text: str, match: re.Match[str] | None, errors: list[st
         elif number:
             line = text.count("\n", 0, match.start()) + 1
             errors.append(f"{path}:{line}: '{number}' is not an autonomous system number: left out")
+    if errors_before < len(errors) and not numbers:
+        errors.append(f"{path}: no number is left in @asn_list['{name}']: the list applies to every ASN")
     return numbers
 
 

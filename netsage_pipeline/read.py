@@ -7,7 +7,7 @@ these compressed with gzip or zstd, or be one of nfcapd's, which nfdump reads.
 from __future__ import annotations
 
 import calendar
-import gzip
+import json
 import re
 import sys
 import time
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 import zstandard
@@ -30,6 +30,9 @@ DOCUMENT_BYTES = 1 << 28
 
 #: Rows of nfdump in a message.
 ROWS = 100
+
+#: What reading a file that was cut off or damaged raises.
+_DAMAGE = (EOFError, zlib.error, zstandard.ZstdError)
 
 _STAMP = re.compile(r"(?<!\d)(\d{12})(\d{2})?(?!\d)")
 
@@ -65,25 +68,35 @@ def find(paths: list[str], tell: Callable[[str], None]) -> list[Dump]:
         if given == "-":
             dumps.append(Dump(None, float("inf"), 0))
             continue
-        path = Path(given)
-        if path.is_dir():
-            files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-            found = [file for file in files if _holds_flows(file, tell)]
-            if not found:
-                tell(f"{path}: holds no flows: no nfcapd file and no JSON, .gz or .zst among its {len(files)} files")
-            dumps += [_dump(file) for file in found]
-        elif path.exists():
-            if not (nfdump.is_nfcapd(path) and nfdump.is_empty(path)):
-                dumps.append(_dump(path))
-        else:
-            tell(f"{path}: no such file or directory")
+        try:
+            if given:
+                dumps += _below(Path(given), tell)
+            else:  # Path("") is the current directory.
+                tell("'': no such file or directory: is a variable empty?")
+        except OSError as error:
+            tell(f"{given}: cannot be read: {error.strerror or error}")
     return sorted(dumps, key=lambda dump: (dump.captured, dump.name))
+
+
+def _below(path: Path, tell: Callable[[str], None]) -> list[Dump]:
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        found = [file for file in files if _holds_flows(file, tell)]
+        if not found:
+            tell(f"{path}: holds no flows: no nfcapd file and no JSON, .gz or .zst among its {len(files)} files")
+        return [_dump(file) for file in found]
+    if not path.exists():
+        tell(f"{path}: no such file or directory")
+        return []
+    if not path.is_file():  # A pipe can be read only once, so nothing is looked at beforehand.
+        return [Dump(path, float("inf"), 0)]
+    return [] if nfdump.is_nfcapd(path) and nfdump.is_empty(path) else [_dump(path)]
 
 
 def messages(dump: Dump, rows: nfdump.Rows | None, counts: Counter[str], advance: Callable[[int], object] = abs) -> Iterator[Message]:
     """The messages of a file. DumpError when it cannot be read to its end. Tells `advance` how many bytes of the file were taken in."""
     try:
-        if dump.path is not None and nfdump.is_nfcapd(dump.path):
+        if dump.path is not None and dump.path.is_file() and nfdump.is_nfcapd(dump.path):
             yield from _of_nfcapd(dump.path, rows or nfdump.Rows(sensor_id=dump.path.parent.name), counts)
             advance(dump.bytes)
         elif dump.path is None:
@@ -93,7 +106,7 @@ def messages(dump: Dump, rows: nfdump.Rows | None, counts: Counter[str], advance
                 yield from _of_stream(file, dump.name, advance)
     except OSError as error:
         raise DumpError(f"{dump.name}: cannot be read: {error.strerror or error}") from None
-    except (EOFError, zlib.error, zstandard.ZstdError) as error:
+    except _DAMAGE as error:
         raise DumpError(f"{dump.name}: is truncated or damaged: {error}: fetch it again; the flows before were read") from None
     except nfdump.NfdumpError as error:
         raise DumpError(str(error)) from None
@@ -131,7 +144,7 @@ def _holds_flows(path: Path, tell: Callable[[str], None]) -> bool:
     except OSError as error:
         tell(f"{path}: cannot be read: {error.strerror or error}")
         return False
-    except (EOFError, zlib.error, zstandard.ZstdError):
+    except _DAMAGE:
         return True  # Reading it will say what is wrong.
 
 
@@ -161,13 +174,16 @@ def _of_stream(file: BinaryIO, name: str, advance: Callable[[int], object]) -> I
         return
     number, line = first
     if line.lstrip()[:1] in (b"{", b"[") and not _is_json(line):
-        document, whole = _document(line, lines)
-        if whole and _is_json(document):
+        gathered, damage = _gathered(line, lines)
+        document = b"\n".join(gathered)
+        if damage is None and len(document) <= DOCUMENT_BYTES and _is_json(document):
             yield Message(document, name, str(number))
             return
-        for offset, each in enumerate(document.split(b"\n")):
+        for offset, each in enumerate(gathered):
             if each.strip():
                 yield Message(each, name, str(number + offset))
+        if damage is not None:
+            raise damage
     else:
         yield Message(line, name, str(number))
     for number, line in lines:
@@ -175,23 +191,30 @@ def _of_stream(file: BinaryIO, name: str, advance: Callable[[int], object]) -> I
             yield Message(line, name, str(number))
 
 
-def _document(first: bytes, lines: Iterator[tuple[int, bytes]]) -> tuple[bytes, bool]:
-    """The lines from the first on, up to a limit, and whether that is all."""
+def _gathered(first: bytes, lines: Iterator[tuple[int, bytes]]) -> tuple[list[bytes], Exception | None]:
+    """The lines from the first on, up to a limit of bytes, and what ended them too early."""
     gathered = [first]
     size = len(first)
-    for _, line in lines:
-        gathered.append(line)
-        size += len(line)
-        if size > DOCUMENT_BYTES:
-            return b"\n".join(gathered), False
-    return b"\n".join(gathered), True
+    try:
+        for _, line in lines:
+            gathered.append(line)
+            size += len(line) + 1
+            if size > DOCUMENT_BYTES:
+                break
+    except (OSError, *_DAMAGE) as error:
+        return gathered, error
+    return gathered, None
 
 
 def _is_json(text: bytes) -> bool:
+    """Whether it is JSON, be it with a NaN or another thing that orjson refuses: that costs one flow, not the document."""
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
-        return False
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            return False
     return True
 
 
@@ -237,14 +260,30 @@ def _decompressed(file: _Counted) -> Iterator[bytes]:
     """The bytes of a file in chunks, decompressed if they begin like gzip's or zstd's."""
     head = file.head()
     if head[:2] == b"\x1f\x8b":
-        with gzip.GzipFile(fileobj=cast(BinaryIO, file)) as unzipped:
-            while chunk := unzipped.read(_CHUNK):
-                yield chunk
+        yield from _gunzip(file)
     elif head == b"\x28\xb5\x2f\xfd":
         yield from _unzstd(file)
     else:
         while chunk := file.read():
             yield chunk
+
+
+def _gunzip(file: _Counted) -> Iterator[bytes]:
+    """Like gzip, several members one after the other and zeros behind them; what stands before a damage comes out."""
+    member = zlib.decompressobj(wbits=31)
+    while chunk := file.read():
+        plain = b""
+        while chunk or len(plain) == _CHUNK:  # After so much as was asked for, more may wait in it.
+            if member.eof:
+                chunk = chunk.lstrip(b"\0")
+                if not chunk:
+                    break
+                member = zlib.decompressobj(wbits=31)
+            if plain := member.decompress(chunk, _CHUNK):
+                yield plain
+            chunk = member.unused_data if member.eof else member.unconsumed_tail
+    if not member.eof:
+        raise EOFError("the end is missing")
 
 
 def _unzstd(file: _Counted) -> Iterator[bytes]:
@@ -257,4 +296,4 @@ def _unzstd(file: _Counted) -> Iterator[bytes]:
                 yield plain
             chunk = frame.unused_data if frame.eof else b""
     if not frame.eof:
-        raise EOFError("the last frame is not complete")
+        raise EOFError("the end is missing")

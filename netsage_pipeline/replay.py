@@ -171,7 +171,10 @@ class Replay:
                 raise OutputError(self._full(name, error)) from None
 
     def _full(self, name: str, error: OSError) -> str:
-        return f"{name}: cannot be written: {error.strerror}: {self.summary.written:,} flows went out before; make room and run it again"
+        before = f"{self.summary.written:,} flows went out before"
+        if isinstance(error, BrokenPipeError):
+            return f"{name}: its reader has gone: {before}"
+        return f"{name}: cannot be written: {error.strerror}: {before}; make room and run it again"
 
     def _count(self, seconds: float) -> None:
         chain, summary = self._chain, self.summary

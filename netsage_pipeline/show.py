@@ -30,7 +30,7 @@ def said(ip: str, directory: Path) -> Iterator[tuple[str, str]]:
             continue
         if record and name == "GeoLite2-ASN.mmdb":
             asn = record.get("autonomous_system_number") or -1
-        yield name, orjson.dumps(record).decode() if record else "not found"
+        yield name, orjson.dumps(record, default=str).decode() if record else "not found"
     tables = Tables(directory)
     yield "CAIDA-org-lookup.csv", _said(tables, "caida", "CAIDA-org-lookup.csv", lambda table: table.get(asn), f"AS{asn}: ")
     yield "members/", _said(tables, "members", "members", lambda table: table.get(ip, asn), f"AS{asn}: ")
@@ -56,6 +56,10 @@ def _record(path: Path, ip: str) -> dict[str, Any] | None:
                     "autonomous_system_organization": answer.autonomous_system_organization,
                 }
             city = reader.city(ip)
+        except TypeError:  # A type that geoip2 does not know: the record as it is.
+            with maxminddb.open_database(path) as database:
+                found = database.get(ip)
+            return {"record": found} if found is not None else None
         except geoip2.errors.AddressNotFoundError:
             return None
     if city.city.name and city.city.name[:1] in "{[":

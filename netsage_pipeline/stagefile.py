@@ -70,8 +70,11 @@ class StageFile:
 
     @cached_property
     def factory(self) -> str:
-        """The name of its factory: stage, end, source or sink; "" if it has none."""
-        defined = {node.name for node in self._tree.body if isinstance(node, ast.FunctionDef)}
+        """The name of its factory: stage, end, source or sink; "" if it has none, or if the file is no Python: loading it says so."""
+        try:
+            defined = {node.name for node in self._tree.body if isinstance(node, ast.FunctionDef)}
+        except StageFileError:
+            return ""
         return next((name for name in ("stage", "end", "source", "sink") if name in defined), "")
 
     @property

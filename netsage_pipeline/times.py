@@ -27,7 +27,9 @@ def _iso_second(second: int) -> str:
 
 def iso(seconds: float) -> str:
     """ISO 8601 in UTC with milliseconds, cut: 2020-06-09T17:39:53.808Z. For years 0 to 9999."""
-    cut = milliseconds(seconds)
+    cut = round(seconds * 1000)  # As in milliseconds, without the call: every flow has two times.
+    if cut / 1000 > seconds:
+        cut -= 1
     return _iso_second(cut // 1000) + _FRACTIONS[cut % 1000]
 
 

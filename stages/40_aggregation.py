@@ -100,7 +100,9 @@ class Stitching:
             return None
         if not flow.keys() <= _OF_A_PART:
             flow = {name: value for name, value in flow.items() if name == "@ingest_time" or not (name[:1] == "@" or name == "tags")}
-        first = orjson.dumps(flow)  # Raises where a part cannot be held: until here nothing has changed.
+        # Raises where a part cannot be held: until here nothing has changed. The copy takes a quarter of the memory, because orjson
+        # leaves a text in the buffer that it grew in (4,640 and 1,202 bytes a held flow: benchmarks/memory.py).
+        first = bytes(memoryview(orjson.dumps(flow)))
         finished = None if held is None else self._finished(held)
         if self._event and end + self._lateness < self._newest.value:
             self.late += 1

@@ -1,7 +1,8 @@
 """70 deidentify: removes the host part of addresses. Behind this stage no full address exists.
 
-Reads   side, ip
+Reads   side, ip, *
 Writes  ip  ip-masked, 192.0.2.x or 2001:db8:0:0:x:x:x:x; "INVALID IP" for a text that is no address
+        *  ip-masked, addresses in what the tables say of the end: the science registry lists those of a resource
         private  object, the text that is no address, with keep_private
 Source  nothing
 Drops   nothing
@@ -9,10 +10,13 @@ Drops   nothing
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
-from netsage_pipeline.addresses import mask
+from netsage_pipeline.addresses import INVALID, mask, masker
 from netsage_pipeline.config import Settings
+from netsage_pipeline.ends import GIVEN
 from netsage_pipeline.flow import End, EndProcess, Lookups
 
 
@@ -22,9 +26,21 @@ class Config(Settings):
 
 def end(config: Config, _lookups: Lookups) -> EndProcess:
     def process(end: End) -> None:
-        masked = mask(end["ip"])
+        ip = end["ip"]
+        masked = mask(ip)
+        hide = masker(ip, every=True)
+        for name, value in end.items():
+            if name not in GIVEN and _may_hold_addresses(value):
+                end[name] = hide(value)
         if masked is None and config.keep_private:
-            end.setdefault("private", {})[f"{end['side']}_ip"] = f"invalid ip: {end['ip']}"
-        end["ip"] = masked or "INVALID IP"
+            end.setdefault("private", {})[f"{end['side']}_ip"] = f"invalid ip: {ip}"
+        end["ip"] = masked or INVALID
 
     return process
+
+
+def _may_hold_addresses(value: Any) -> bool:
+    """False for most, quickly: an address has a dot or a colon in it."""
+    if isinstance(value, str):
+        return "." in value or ":" in value
+    return isinstance(value, dict | list) and any(map(_may_hold_addresses, value.values() if isinstance(value, dict) else value))

@@ -56,15 +56,21 @@ def end_of(side: str = "src", ip: str = "192.0.2.1", asn: int | None = 3356, **m
     return {"side": side, "ip": ip, "asn": asn, **more}
 
 
-def tables(**by_file: Any) -> Callable[[str, Path], Any]:
-    """A lookup by the stem of its file, with . and - as _: `tables(GeoLite2_ASN={...})`. A dict has the `get` of a table."""
+#: Which kind of lookup opens a file, by its ending.
+KINDS = {".mmdb": "mmdb", ".csv": "caida", ".json": "patterns", "": "members"}
 
-    def lookups(_kind: str, path: Path) -> Any:
-        return by_file[path.stem.replace("-", "_")]
+
+def tables(found: Mapping[str, Any]) -> Callable[[str, Path], Any]:
+    """The lookup of these tables, by name of file: `tables({"GeoLite2-ASN.mmdb": {...}})`. A dict has the `get` of a table."""
+
+    def lookups(kind: str, path: Path) -> Any:
+        assert kind == KINDS[path.suffix]
+        return found[str(path)]
 
     return lookups
 
 
-def nothing(_kind: str, _path: Path) -> Mapping[Any, Any]:
+def nothing(kind: str, path: Path) -> Mapping[Any, Any]:
     """The lookup in which nothing is found."""
+    assert kind == KINDS[path.suffix]
     return {}

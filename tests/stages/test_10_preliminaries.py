@@ -322,6 +322,13 @@ def test_both_limits_are_configurable(start: float, end: float, dropped: str) ->
     assert got == dropped if dropped else got["start"] == start
 
 
+@pytest.mark.parametrize("setting", ["future_s", "past_s", "short_duration_s"])
+def test_a_limit_may_be_zero_and_not_negative(setting: str) -> None:
+    assert getattr(preliminaries.Config(**{setting: 0}), setting) == 0
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        preliminaries.Config(**{setting: -0.001})
+
+
 @pytest.mark.parametrize("ago", [pytest.param(-4e9, id="far ahead"), pytest.param(1.6e9, id="50 years old")])
 def test_without_a_now_flows_are_not_compared_with_it(ago: float) -> None:
     assert run(flow(start=NOW - ago, end=NOW - ago), judges=False)["end"] == NOW - ago

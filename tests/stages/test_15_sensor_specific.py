@@ -167,7 +167,12 @@ def test_sampling_of_another_sensor_changes_nothing() -> None:
 def test_what_sampling_makes_too_large_is_refused(values: dict[str, Any]) -> None:
     (name,) = values
     with pytest.raises(Refused, match=f"values.{name}: beyond 64 bits"):
-        run(flow(values=values), sampling=[{"sensor": "sensor", "factor": 100}])
+        run(flow(values=values), sampling=[{"sensor": "sensor", "factor": 2}])
+
+
+def test_what_sampling_makes_nearly_too_large_is_kept() -> None:
+    got = run(flow(values={"num_bits": 1 << 61}), sampling=[{"sensor": "sensor", "factor": 2}])
+    assert got["values"]["num_bits"] == 1 << 62
 
 
 @pytest.mark.parametrize("factor", [0, -1, float("inf"), float("nan")])

@@ -132,6 +132,13 @@ def test_a_timeout_that_is_none_is_refused(setting: str, timeout: float) -> None
         aggregation.Config(**{setting: {"slow": timeout} if setting.endswith("by_sensor_s") else timeout})
 
 
+@pytest.mark.parametrize("lateness", [-1, float("inf")])
+def test_lateness_may_be_zero_and_neither_negative_nor_infinite(lateness: float) -> None:
+    assert aggregation.Config(lateness_s=0).lateness_s == 0
+    with pytest.raises(ValueError, match="lateness_s"):
+        aggregation.Config(lateness_s=lateness)
+
+
 @CLOCKS
 def test_ids_are_held_apart(clock: str) -> None:
     got = stitched([part(0, bits=1, id="a"), part(0, bits=2, id="b"), part(1, bits=4, id="a"), part(1, bits=8, id="b")], clock)
@@ -605,8 +612,15 @@ def test_at_the_end_all_held_flows_are_finished(clock: str) -> None:
     assert stage.drain() == []
     now.arrival = NOW + DAY
     assert stage.expired() == []
-    stage(part(0, id="a"))
-    assert parts_of(flows(stage, stage.drain())) == [1]
+
+
+def test_after_the_end_flows_are_held_and_expire_as_before() -> None:
+    stage, now = stitching()
+    stage(part(0))
+    stage.drain()
+    stage(part(0))
+    now.arrival = NOW + 631
+    assert parts_of(flows(stage, stage.expired())) == [1]
 
 
 @given(st.randoms(use_true_random=False), st.integers(1, 12))

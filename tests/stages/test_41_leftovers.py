@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netsage_pipeline.fields import EXPORTED
 from netsage_pipeline.flow import Flow
 from tests.conftest import load_stage
 from tests.flows import flow, nothing
@@ -90,10 +91,18 @@ def test_one_unknown_field_is_enough(name: str) -> None:
     assert got == flow(**{top: {inner: "192.0.2.x"} if inner else "192.0.2.x"})
 
 
-def test_fields_of_the_field_table_pass_as_they_are() -> None:
-    given = flow(meta={"sensor_id": SRC, "instance_id": "203.0.113.7", "note": "x"})
-    assert run(given) == flow(meta={"sensor_id": SRC, "instance_id": "203.0.113.7", "note": "x"})
-    assert run(flow()) == flow()
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in EXPORTED if name not in ("meta", "values", "meta.src_ip", "meta.dst_ip")),
+        *("meta.id", "meta.ip_version", "stitched_flows", "@timestamp", "@ingest_time"),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"note": "x"}])
+def test_fields_of_the_field_table_and_of_earlier_stages_pass_as_they_are(name: str, more: dict[str, str]) -> None:
+    top, _, inner = name.partition(".")
+    given = {top: {inner: f"by {SRC}"} if inner else f"by {SRC}"} | more
+    assert run(flow(**given)) == flow(**given)
 
 
 def test_addresses_of_the_flow_itself_are_left_for_70() -> None:

@@ -19,7 +19,7 @@ SIDES = pytest.mark.parametrize("side", ["src", "dst"])
 def run(given: End, found: Any = None, record: Any = None) -> End:
     if found is not None:
         record = {"city": {"names": {"en": orjson.dumps(found).decode()}}}
-    lookups = tables(communities={given["ip"]: record}) if record is not None else nothing
+    lookups = tables({"communities.mmdb": {given["ip"]: record}}) if record is not None else nothing
     communities.end(communities.Config(), lookups)(given)
     return given
 

@@ -18,7 +18,7 @@ NAMES = {"continent": "Europe", "country_name": "Norway"}
 
 
 def run(given: End, record: Any = None) -> End:
-    lookups = tables(GeoLite2_City={given["ip"]: record}) if record is not None else nothing
+    lookups = tables({"GeoLite2-City.mmdb": {given["ip"]: record}}) if record is not None else nothing
     geoip.end(geoip.Config(), lookups)(given)
     return {name: value for name, value in given.items() if name not in ("side", "ip")}
 

@@ -42,7 +42,7 @@ SIDES = pytest.mark.parametrize("side", ["src", "dst"])
 )
 def test_asn(side: str, given: int | None, expected: int) -> None:
     end = end_of(side, asn=given)
-    asn.end(asn.Config(), tables(GeoLite2_ASN=KNOWN))(end)
+    asn.end(asn.Config(), tables({"GeoLite2-ASN.mmdb": KNOWN}))(end)
     assert end["asn"] == expected
     assert end.get("tags", []) == ([f"maxmind {side} asn"] if expected != given else [])
 
@@ -58,20 +58,20 @@ def test_asn(side: str, given: int | None, expected: int) -> None:
 )
 def test_not_found(side: str, given: int | None, known: dict[str, Any]) -> None:
     end = end_of(side, asn=given)
-    asn.end(asn.Config(), tables(GeoLite2_ASN=known))(end)
+    asn.end(asn.Config(), tables({"GeoLite2-ASN.mmdb": known}))(end)
     assert (end["asn"], end["tags"]) == (-1, [f"_geoip_lookup_failure - {side} IP not in ASN db"])
 
 
 @pytest.mark.parametrize("number", [65000, 4200000000, 4294967295, 0])
 def test_better_what_is_found_is_taken_as_it_is(number: int) -> None:
     end = end_of(asn=None)
-    asn.end(asn.Config(), tables(GeoLite2_ASN={"192.0.2.1": {"autonomous_system_number": number}}))(end)
+    asn.end(asn.Config(), tables({"GeoLite2-ASN.mmdb": {"192.0.2.1": {"autonomous_system_number": number}}}))(end)
     assert (end["asn"], end["tags"]) == (number, ["maxmind src asn"])
 
 
 def test_a_multicast_destination_keeps_minus_one_without_a_tag() -> None:
     end = end_of("dst", "224.0.0.1", -1, organization="Multicast")
-    asn.end(asn.Config(), tables(GeoLite2_ASN={"224.0.0.1": {"autonomous_system_number": 64500}}))(end)
+    asn.end(asn.Config(), tables({"GeoLite2-ASN.mmdb": {"224.0.0.1": {"autonomous_system_number": 64500}}}))(end)
     assert end == end_of("dst", "224.0.0.1", -1, organization="Multicast")
 
 

@@ -32,12 +32,12 @@ LISTED = {217: "University of Minnesota", 1: " Blanks ", 2: "0", 3: "", -1: "Nob
 )
 def test_organization(side: str, given: dict[str, Any], expected: str) -> None:
     end = end_of(side, **given)
-    caida_org.end(caida_org.Config(), tables(CAIDA_org_lookup=LISTED))(end)
+    caida_org.end(caida_org.Config(), tables({"CAIDA-org-lookup.csv": LISTED}))(end)
     assert end == end_of(side, **given | {"organization": expected})
 
 
 def test_better_a_destination_without_asn_does_not_touch_the_organization_of_the_source() -> None:
-    process = caida_org.end(caida_org.Config(), tables(CAIDA_org_lookup=LISTED))
+    process = caida_org.end(caida_org.Config(), tables({"CAIDA-org-lookup.csv": LISTED}))
     source, destination = end_of("src", asn=217), end_of("dst", asn=-1)
     process(source)
     process(destination)

@@ -30,11 +30,11 @@ class Lists:
 )
 def test_organization(side: str, ip: str, asn: int, organization: str, expected: str) -> None:
     end = end_of(side, ip, asn, organization=organization)
-    member_orgs.end(member_orgs.Config(), tables(members=Lists()))(end)
+    member_orgs.end(member_orgs.Config(), tables({"members": Lists()}))(end)
     assert end == end_of(side, ip, asn, organization=expected)
 
 
 def test_an_end_without_an_organization_is_given_one() -> None:
     end = end_of(asn=217)
-    member_orgs.end(member_orgs.Config(), tables(members=Lists()))(end)
+    member_orgs.end(member_orgs.Config(), tables({"members": Lists()}))(end)
     assert end["organization"] == "Member A"

@@ -46,7 +46,7 @@ def record_of(found: Any) -> dict[str, Any]:
 
 def run(given: End, record: Any = None, **settings: Any) -> End:
     """What the stage adds to an end."""
-    lookups = tables(scireg={given["ip"]: record}) if record is not None else nothing
+    lookups = tables({"scireg.mmdb": {given["ip"]: record}}) if record is not None else nothing
     before = copy(given)
     scireg.end(scireg.Config(**settings), lookups)(given)
     return {name: value for name, value in given.items() if name not in before or before[name] != value}
@@ -136,6 +136,11 @@ def test_a_multicast_destination_is_not_looked_up(layout: str, ip: str) -> None:
             {"latitude": "40.5", "longitude": -86},
             {"location": {"lat": 40.5, "lon": -86.0, "data_source": "scireg"}},
             id="a place takes the place of MaxMind's",
+        ),
+        pytest.param(
+            {"latitude": 40, "longitude": "-86.25"},
+            {"location": {"lat": 40.0, "lon": -86.25, "data_source": "scireg"}},
+            id="either coordinate may be a text",
         ),
         pytest.param({"latitude": 0, "longitude": 0}, {}, id="a place of 0 is none"),
         pytest.param({"latitude": 40.5}, {}, id="a place without longitude is none"),

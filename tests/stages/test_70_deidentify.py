@@ -90,6 +90,42 @@ def test_better_an_invalid_address_is_kept_only_where_that_is_on(side: str, ip: 
     assert end["ip"] != ip
 
 
+@pytest.mark.parametrize("ip", ["192.0.2.1", "2001:db8::1", "no address"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        pytest.param("203.0.113.7", "203.0.113.x", id="a text that is an address"),
+        pytest.param("at 203.0.113.7, port 80", "at 203.0.113.x, port 80", id="an address within a text"),
+        pytest.param("203.0.113.0/24 2001:DB8:9::/48.", "203.0.113.x/24 2001:db8:9:0:x:x:x:x/48.", id="prefixes within a text"),
+        pytest.param("see 2001:DB8:9::7.", "see 2001:db8:9:0:x:x:x:x.", id="an IPv6 address at the end of a sentence"),
+        pytest.param(["203.0.113.7", {"a": ["203.0.113.8"]}], ["203.0.113.x", {"a": ["203.0.113.x"]}], id="nested"),
+        pytest.param({"203.0.113.7": "a.b"}, {"203.0.113.x": "a.b"}, id="a name beside a text with a dot"),
+        pytest.param("www.example.org 1.2.3 12:30:45", "www.example.org 1.2.3 12:30:45", id="names, versions and times of day stay"),
+        pytest.param("v1.2.3.4 a1.2.3.4b 1.2.3.4.5", "v1.2.3.4 a1.2.3.4b 1.2.3.4.5", id="longer words stay"),
+        pytest.param({"lat": 1.5, "lon": None, "is": True}, {"lat": 1.5, "lon": None, "is": True}, id="other values stay"),
+    ],
+)
+@pytest.mark.parametrize("field", ["scireg", "organization"])
+def test_addresses_in_what_tables_say_of_the_end_are_masked(field: str, value: Any, expected: Any, ip: str) -> None:
+    end = end_of(ip=ip, **{field: value})
+    deidentify.end(deidentify.Config(), nothing)(end)
+    assert end[field] == expected
+
+
+@pytest.mark.parametrize(
+    ("ip", "text", "expected"),
+    [
+        pytest.param("203.0.113.7", "host203.0.113.7x", "host203.0.113.xx", id="within a word"),
+        pytest.param("2001:DB8::7", "x2001:db8::7x", "x2001:db8:0:0:x:x:x:xx", id="within a word, in another notation"),
+        pytest.param("fe80::1%eth0", "at fe80::1%eth0", "at INVALID IP", id="with a zone"),
+    ],
+)
+def test_the_address_of_the_end_itself_is_masked_wherever_it_stands(ip: str, text: str, expected: str) -> None:
+    end = end_of(ip=ip, scireg={"resource": text})
+    deidentify.end(deidentify.Config(), nothing)(end)
+    assert end["scireg"] == {"resource": expected}
+
+
 def test_what_is_private_already_is_kept() -> None:
     end = end_of(ip="x", private={"other": 1})
     deidentify.end(deidentify.Config(keep_private=True), nothing)(end)

@@ -198,3 +198,8 @@ def test_each_end_is_replaced_by_the_first_rule_that_matches_it() -> None:
 def test_a_pattern_that_is_no_regular_expression_is_refused_in_the_settings() -> None:
     with pytest.raises(ValueError, match="is no regular expression"):
         privatize_org.Config(rules=[rule(pattern="(")])
+
+
+def test_an_unknown_key_of_a_rule_is_refused_in_the_settings() -> None:
+    with pytest.raises(ValueError, match="asn_list"):
+        privatize_org.Config(rules=[rule(asn_list=[1])])

@@ -20,7 +20,12 @@ SIDES = pytest.mark.parametrize("side", ["src", "dst"])
 
 
 def run(given: Flow, **settings: Any) -> Flow:
-    lookups = tables(sensor_groups={"sensor": "Group", "7": "Seven"}, sensor_types={"sensor": "Circuit"})
+    lookups = tables(
+        {
+            "sensor_groups.json": {"sensor": "Group", "7": "Seven", "half": "Half"},
+            "sensor_types.json": {"sensor": "Circuit", "7": "Archive"},
+        }
+    )
     made: Flow = additional_fields.stage(additional_fields.Config(**settings), lookups)(given)
     return made
 
@@ -32,7 +37,8 @@ def run(given: Flow, **settings: Any) -> Flow:
     [
         pytest.param("sensor", {"sensor_group": "Group", "sensor_type": "Circuit"}, id="a sensor that is known"),
         pytest.param("other", {}, id="no field for a sensor that is not known"),
-        pytest.param(7, {"sensor_group": "Seven"}, id="a sensor whose name is a number"),
+        pytest.param(7, {"sensor_group": "Seven", "sensor_type": "Archive"}, id="a sensor whose name is a number"),
+        pytest.param("half", {"sensor_group": "Half"}, id="a sensor of which only the group is known"),
         pytest.param(MISSING, {}, id="no field without a sensor"),
     ],
 )

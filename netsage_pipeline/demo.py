@@ -1,0 +1,72 @@
+"""The demo: the shipped dump through all stages, and three tables of what was in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import orjson
+
+from netsage_pipeline.compose import Configured
+from netsage_pipeline.flow import Flow, Refusal, Sink
+
+
+def now(directory: Path) -> float:
+    """The time that the demo's flows are compared with: a few minutes after the last capture, so that the demo works in any year."""
+    return float(orjson.loads((directory / "expected.json").read_bytes())["now"])
+
+
+def all_on(stages: list[Configured]) -> list[Configured]:
+    """The stages, those that ship switched off switched on."""
+    return [stage._replace(config=stage.config.model_copy(update={"enabled": True})) for stage in stages]
+
+
+T = TypeVar("T", str, tuple[str, str])
+
+
+class Tally:
+    """Counts the flows on their way into another sink."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.pairs: Counter[tuple[str, str]] = Counter()  #: source and destination organization → bits
+        self.disciplines: Counter[str] = Counter()  #: science discipline of an end → bits
+        self.scopes: Counter[str] = Counter()  #: country scope → bits
+        self.flows: Counter[str] = Counter()  #: discipline or scope → flows
+
+    def write(self, flows: list[Flow]) -> list[Refusal]:
+        for flow in flows:
+            meta, bits = flow["meta"], flow["values"].get("num_bits", 0)
+            self.pairs[meta["src_preferred_org"], meta["dst_preferred_org"]] += bits
+            for discipline in {end["discipline"] for end in meta.get("scireg", {}).values() if end.get("discipline")}:
+                self.disciplines[discipline] += bits
+                self.flows[discipline] += 1
+            scope = meta.get("country_scope", "(none)")
+            self.scopes[scope] += bits
+            self.flows[scope] += 1
+        return self._sink.write(flows)
+
+    def close(self) -> None:
+        self._sink.close()
+
+    def lines(self) -> Iterator[str]:
+        """The three tables."""
+        yield "Organizations that exchanged most"
+        for (source, destination), bits in top(self.pairs, 10):
+            yield f"  {_gigabytes(bits)}  {source} → {destination}"
+        for title, counter in (("Science disciplines", self.disciplines), ("Within and between countries", self.scopes)):
+            yield ""
+            yield title
+            for name, bits in top(counter, 10):
+                yield f"  {_gigabytes(bits)}  {self.flows[name]:>7,} flows  {name}"
+
+
+def top(counter: Counter[T], count: int) -> list[tuple[T, int]]:
+    """The largest, by name where equal."""
+    return sorted(counter.items(), key=lambda each: (-each[1], each[0]))[:count]
+
+
+def _gigabytes(bits: int) -> str:
+    return f"{bits / 8e9:>8,.2f} GB"

@@ -1,0 +1,46 @@
+"""The pages in docs/ are what the code says, and the README names only commands that there are."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from netsage_pipeline import folders
+from netsage_pipeline.cli import main
+from netsage_pipeline.stagefile import find
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("docs")
+    subprocess.run([sys.executable, ROOT / "docs" / "generate.py", directory], check=True)
+    return directory
+
+
+@pytest.mark.parametrize("page", ["stages.md", "fields.md", "settings.md"])
+def test_a_generated_page_is_not_stale(page: str, written: Path) -> None:
+    assert (ROOT / "docs" / page).read_text() == (written / page).read_text(), "run: make docs"
+
+
+@pytest.mark.parametrize("name", find([folders.shipped("stages")]))
+def test_every_setting_of_a_stage_has_a_meaning(name: str) -> None:
+    fields = find([folders.shipped("stages")])[name].module.Config.model_fields
+    assert [setting for setting, field in fields.items() if not field.description] == []
+
+
+def test_the_readme_names_only_commands_and_options_that_there_are() -> None:
+    named = re.findall(r"netsage-pipeline ([a-z]+)", (ROOT / "README.md").read_text())
+    assert named
+    assert set(named) <= set(main.commands)
+
+
+def test_every_make_target_of_the_readme_is_in_the_makefile() -> None:
+    named = set(re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text()))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test"} <= named <= targets
