@@ -20,7 +20,7 @@ GIVEN = ("side", "ip", "asn")
 
 #: Bytes in memory of what is kept for each end, and of a result besides its values; measured by benchmarks/memory.py.
 END_BYTES = 340
-RESULT_BYTES = 2_000
+RESULT_BYTES = 1_200
 
 #: Fields of an end that are not merged to meta.<side>_<field>.
 _ELSEWHERE = frozenset(("scireg", "community", "private"))

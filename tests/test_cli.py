@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import gzip
 import json
 import os
@@ -17,7 +18,6 @@ import pytest
 import zstandard
 
 from netsage_pipeline import __version__, cli, folders, replay
-from netsage_pipeline.read import Dump
 from tests.command import (
     COMMAND,
     LOOKUPS,
@@ -135,7 +135,9 @@ def test_the_input_of_a_chain_is_not_used(tmp_path: Path) -> None:
 
 def big_dump(tmp_path: Path) -> Path:
     """The flows of two conformance sets, with some that are refused among them."""
-    flows = [line for name in ("02-stages-netflow", "04-interleaved") for line in (CONFORMANCE / f"{name}.in.ndjson").read_bytes().splitlines()]
+    flows = [
+        line for name in ("02-stages-netflow", "04-interleaved") for line in (CONFORMANCE / f"{name}.in.ndjson").read_bytes().splitlines()
+    ]
     return written(tmp_path / "dump", *flows, b"garbage", flow(start="x"), flow(end=1.0))
 
 
@@ -199,9 +201,10 @@ def test_the_summary_accounts_for_every_flow(tmp_path: Path) -> None:
         flow(meta={"src_ip": 1}),
         flow(meta={"flow_type": "tstat"}),
     )
-    outcome = run("replay", dump, tmp_path / "none", written(tmp_path / "cut.gz", b"")._replace_with(b"\x1f\x8b\x08"))
-    assert outcome.summary | {"read": 0} == {
-        "read": 0,
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(lines([of_port(9)]))[:-1])
+    outcome = run("replay", dump, tmp_path / "none", tmp_path / "cut.gz")
+    assert outcome.summary == {
+        "read": 11,
         "dropped": 3,
         "10_preliminaries: end before start": 1,
         "10_preliminaries: private address": 2,
@@ -209,7 +212,267 @@ def test_the_summary_accounts_for_every_flow(tmp_path: Path) -> None:
         "decode: not JSON": 1,
         "10_preliminaries: start: not a number": 1,
         "10_preliminaries: meta.src_ip: not a text": 1,
-        "stitched": 3,
-        "60_scireg: not in the registry": 6,
-        "written": 3,
+        "stitched": 5,
+        "60_scireg: not in the registry": 8,
+        "written": 4,
     }
+    assert re.search(r"^stitched +5  parts → 4 flows$", outcome.err, re.MULTILINE)
+    assert re.search(r"^read +11  flows of 2 files in \d+\.\d s, [\d,]+ flows/s$", outcome.err, re.MULTILINE)
+    assert re.search(rf"^not read +{tmp_path}/cut.gz: is truncated or damaged: ", outcome.err, re.MULTILINE)
+    assert len(outcome.flows) == 4
+
+
+def test_late_parts_and_impossible_ends_are_told(tmp_path: Path) -> None:
+    flows = [flow(start=NOW + 60 * number, end=NOW + 60 * number + 50, meta={"src_port": number}) for number in range(200)]
+    far = of_port(7000, end=NOW + 30 * 86_400)
+    outcome = run("replay", written(tmp_path / "dump", *flows, of_port(0, start=NOW, end=NOW + 50), far))
+    assert re.search(r"^ +1  parts came too late for their flow and opened a new one$", outcome.err, re.MULTILINE)
+    assert re.search(r"^ +1  ends too far ahead of all others to be believed$", outcome.err, re.MULTILINE)
+    assert len(outcome.flows) == 202
+
+
+def on_a_terminal(*arguments: str | Path) -> str:
+    """What the command writes to standard error when that is a terminal."""
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "NETSAGE_LOOKUPS": str(LOOKUPS), "TERM": "xterm", "COLUMNS": "150"}
+    with subprocess.Popen([COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=follower, env=environment) as process:
+        os.close(follower)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(leader, 4096)
+            except OSError as error:
+                assert error.errno == errno.EIO  # the other side is closed
+                break
+    os.close(leader)
+    assert process.returncode == 0
+    return shown.decode()
+
+
+def many_flows(path: Path) -> Path:
+    return written(path, *(flow(meta={"src_port": number, "flow_type": "tstat"}) for number in range(12_000)))
+
+
+def test_a_terminal_shows_a_bar_that_goes_away_before_the_summary(tmp_path: Path) -> None:
+    shown = on_a_terminal("replay", many_flows(tmp_path / "dump"))
+    bar, summary = shown.split("read   ", 1)
+    assert re.search(r"\d+%\|.*\|.*B/s.*[\d,]+ flows, \S*dump", bar)
+    assert re.search(r"\r +\r$", bar)
+    assert "\r" not in summary.replace("\r\n", "\n")
+
+
+def test_elsewhere_no_control_characters_are_written(tmp_path: Path) -> None:
+    outcome = run_real("replay", many_flows(tmp_path / "dump"))
+    assert re.fullmatch(r"[^\x00-\x09\x0b-\x1f\x7f]*", outcome.err)
+    assert outcome.said == []
+
+
+def test_elsewhere_a_line_now_and_then_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "PROGRESS_S", -1)
+    dump = many_flows(tmp_path / "dump")
+    said = run("replay", dump).said
+    assert len(said) >= 5
+    assert all(re.fullmatch(rf"\d+% of the bytes, [\d,]+ flows read, now {dump}", line) for line in said)
+    said = run("replay", "-", stdin=dump.read_bytes()).said
+    assert said
+    assert all(re.fullmatch(r"[\d,]+ flows read, now standard input", line) for line in said)
+
+
+# Dead letters that are replayed
+
+
+MARK = "flow['seen'] = flow.get('seen', 0) + 1\nreturn flow"
+FAULTS = {
+    "12_mine": ("if flow['meta']['src_port'] == 2:\n    raise KeyError(flow['meta']['src_ip'])\nreturn flow", "return flow", "stage"),
+    "54_mine": ("if end['ip'] == '192.0.2.2':\n    raise KeyError(end['ip'])", "pass", "end"),
+    "65_mine": ("if flow['meta']['src_port'] == 2:\n    raise KeyError(flow['meta']['src_ip'])\nreturn flow", "return flow", "stage"),
+    "92_mine": ("if flow['meta']['src_port'] == 2:\n    raise KeyError(flow['meta']['src_ip'])\nreturn flow", "return flow", "stage"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_refused_flow_enters_at_the_stage_that_refused_it_once_that_is_repaired(tmp_path: Path, name: str) -> None:
+    broken, repaired, kind = FAULTS[name]
+    for directory, body in (("broken", broken), ("repaired", repaired)):
+        stage_file(tmp_path / directory, name, body, kind=kind, reads="ip" if kind == "end" else "*")
+        stage_file(tmp_path / directory, "11_mark", MARK)
+    conf = conf_with(tmp_path, {name: "", "11_mark": ""})
+    dump = written(
+        tmp_path / "dump", [flow(meta={"src_port": port, "src_ip": f"192.0.2.{port}", "dst_ip": "128.101.1.1"}) for port in (1, 2, 3)]
+    )
+
+    def replayed(path: Path, stages: str, refused: str) -> list[Any]:
+        outcome = run("replay", path, *FIXED, "--conf", conf, "--stages", tmp_path / stages, "--dead-letters", tmp_path / refused)
+        assert outcome.code == 0
+        return sorted(outcome.flows, key=lambda each: int(each["meta"]["src_port"]))
+
+    whole = replayed(dump, "repaired", "none")
+    assert (tmp_path / "none").read_bytes() == b""
+    before = replayed(dump, "broken", "refused")
+    (letter,) = letters(tmp_path / "refused")
+    assert letter["stage"] == name
+    assert letter["reason"].startswith("raised KeyError (")
+    assert ports(before) == [1, 3]
+    if name == "92_mine":
+        assert "192.0.2.2" not in (tmp_path / "refused").read_text()
+    assert replayed(tmp_path / "refused", "broken", "again") == []
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "refused").read_bytes()
+    after = replayed(tmp_path / "refused", "repaired", "none")
+    assert (tmp_path / "none").read_bytes() == b""
+    assert before[:1] + after + before[1:] == whole
+    assert [each["seen"] for each in whole] == [1, 1, 1]
+    assert all(each["meta"]["dst_organization"] == "University of Minnesota" for each in whole)
+
+
+def test_what_could_not_be_decoded_is_replayed_as_it_came(tmp_path: Path) -> None:
+    dump = written(tmp_path / "dump", b"garb\xffage", b'{"start": NaN}')
+    run("replay", dump, "--dead-letters", tmp_path / "refused")
+    run("replay", tmp_path / "refused", "--dead-letters", tmp_path / "again")
+    first, second = letters(tmp_path / "refused"), letters(tmp_path / "again")
+    assert [letter["stage"] for letter in first] == ["decode", "decode"]
+    assert second[0] == first[0]
+
+
+def test_a_dead_letter_of_a_type_that_was_corrected_by_hand_comes_through(tmp_path: Path) -> None:
+    run("replay", written(tmp_path / "dump", of_port(1, start="yesterday")), "--dead-letters", tmp_path / "refused")
+    text = (tmp_path / "refused").read_text().replace('"yesterday"', str(NOW - 100))
+    outcome = run("replay", "-", stdin=text.encode())
+    assert (ports(outcome.flows), outcome.summary["dead letters"]) == ([1], 0)
+
+
+# An operator's own stages
+
+
+def test_two_files_add_a_flow_stage(tmp_path: Path) -> None:
+    stages = stage_file(tmp_path / "stages", "91_campus", "flow['meta']['campus'] = config.label\nreturn flow", writes="meta.campus  text")
+    conf = conf_with(tmp_path, {"91_campus": 'label = "north"'})
+    outcome = run_real("replay", written(tmp_path / "dump", *SOME), "--conf", conf, "--stages", stages)
+    assert {each["meta"]["campus"] for each in outcome.flows} == {"north"}
+    assert run_real("replay", tmp_path / "dump", "--conf", conf, "--stages", stages, "--now", "off").code == 0
+    assert all("campus" not in each["meta"] for each in run("replay", tmp_path / "dump").flows)
+
+
+def test_two_files_add_a_flow_stage_that_drops(tmp_path: Path) -> None:
+    stages = stage_file(tmp_path / "stages", "12_odd", "return flow if flow['meta']['src_port'] % 2 else 'an even port'")
+    conf = conf_with(tmp_path, {"12_odd": ""})
+    outcome = run("replay", written(tmp_path / "dump", SOME), "--conf", conf, "--stages", stages)
+    assert sorted(ports(outcome.flows)) == [1, 3]
+    assert outcome.summary["12_odd: an even port"] == outcome.summary["dropped"] == 1
+
+
+def test_two_files_add_an_end_stage(tmp_path: Path) -> None:
+    body = "end['campus'] = f\"{config.label} {end['side']} {end['country_name']}\""
+    stages = stage_file(tmp_path / "stages", "65_campus", body, reads="side, country_name", writes="campus  text", kind="end")
+    conf = conf_with(tmp_path, {"65_campus": 'label = "north"'})
+    outcome = run("replay", written(tmp_path / "dump", flow(meta={"dst_ip": "128.101.1.1"})), "--conf", conf, "--stages", stages)
+    (only,) = outcome.flows
+    assert only["meta"]["src_campus"] == "north src Unknown"
+    assert only["meta"]["dst_campus"] == "north dst United States"
+
+
+def test_a_stage_of_the_same_name_takes_the_place_of_ours(tmp_path: Path) -> None:
+    body = "end['organization'] = 'mine'"
+    stages = stage_file(tmp_path / "stages", "53_caida_org", body, writes="organization  text", kind="end")
+    dump = written(tmp_path / "dump", flow(meta={"dst_ip": "128.101.1.1", "dst_asn": 217}))
+    assert run("replay", dump).flows[0]["meta"]["dst_organization"] == "University of Minnesota"
+    assert run("replay", dump, "--stages", stages).flows[0]["meta"]["dst_organization"] == "mine"
+    listed = run("stages", "--stages", stages).out.decode()
+    assert f"{stages}/53_caida_org.py" in listed
+    assert f"{folders.shipped('stages')}/53_caida_org.py" not in listed
+
+
+def test_files_with_other_names_beside_an_operators_stages_are_no_stages(tmp_path: Path) -> None:
+    stages = stage_file(tmp_path / "stages", "91_campus", "return flow")
+    for name in ("notes.py", "conftest.py", "91_Campus-old.py", "9_x.py"):
+        (stages / name).write_text("syntax error")
+    outcome = run("check", "--stages", stages, "--conf", conf_with(tmp_path, {"91_campus": ""}))
+    assert (outcome.code, outcome.said) == (0, [])
+
+
+# check, stages, config
+
+
+def test_check_says_how_much_is_well(tmp_path: Path) -> None:
+    outcome = run_real("check")
+    assert outcome.code == 0
+    assert outcome.out.decode() == f"{len(OURS)} settings files, {len(OURS) - 3} stages run, 6 tables opened: all well\n"
+    outcome = run("check", "--conf", conf_with(tmp_path, {"20_add_id": "enabled = false"}), lookups=tmp_path)
+    assert outcome.out.decode() == f"{len(OURS)} settings files, {len(OURS) - 4} stages run, 0 tables opened: all well\n"
+
+
+def test_stages_lists_the_chain_in_order_with_what_each_reads_and_writes() -> None:
+    outcome = run_real("stages")
+    listed = outcome.out.decode().splitlines()
+    heads, reads, writes = listed[::3], listed[1::3], listed[2::3]
+    assert [head.split()[0] for head in heads] == OURS
+    assert [head.split()[0] for head in heads if head.split()[1] == "off"] == ["15_sensor_specific", "41_ip_version", "42_communities"]
+    assert {head.split()[2] for head in heads} == {"flow", "end"}
+    assert all(Path(head.split()[3]).is_file() for head in heads)
+    assert all(line.startswith("    reads   ") for line in reads)
+    assert all(line.startswith("    writes  ") for line in writes)
+    asn = OURS.index("50_asn")
+    assert heads[asn].split()[1:3] == ["on", "end"]
+    assert reads[asn] == "    reads   side, ip, asn, organization"
+    assert writes[asn] == "    writes  asn, tags"
+    assert outcome.code == 0
+
+
+def test_stages_shows_inputs_and_outputs(tmp_path: Path) -> None:
+    conf = conf_with(tmp_path, {"99_output_file": ""})
+    assert re.search(r"^99_output_file +on +output +\S", run("stages", "--conf", conf).out.decode(), re.MULTILINE)
+
+
+def test_config_shows_every_setting_of_every_stage() -> None:
+    shown = run_real("config").out.decode()
+    assert re.findall(r"^# .*/(\w+)\.toml$", shown, re.MULTILINE) == OURS
+    assert shown.count("\nenabled = ") == len(OURS)
+    assert all(
+        re.fullmatch(r"\w+ = .+  # [^;]+; (default .+|required); \S.*", line) for line in shown.splitlines() if line and line[0] != "#"
+    )
+
+
+def test_config_of_one_stage_shows_that_alone() -> None:
+    shown = run("config", "50_asn").out.decode().splitlines()
+    assert shown[1:] == [
+        "enabled = True  # default; default True; Whether the stage runs",
+        "database = 'GeoLite2-ASN.mmdb'  # default; default 'GeoLite2-ASN.mmdb'; MaxMind ASN database, in NETSAGE_LOOKUPS unless absolute",
+        "",
+    ]
+
+
+def test_config_of_an_unknown_stage_names_the_known_ones() -> None:
+    outcome = run("config", "51_asn")
+    assert outcome.err == f"51_asn: no such stage in this chain, which has {', '.join(OURS)}\n"
+    assert (outcome.code, outcome.out) == (2, b"")
+
+
+def test_the_version_is_told() -> None:
+    assert run("--version").out.decode().strip().endswith(__version__)
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["replay"], ["check"], ["stages"], ["config"], ["lookups"], ["lookups", "convert"], ["lookups", "show"]]
+)
+def test_every_command_explains_itself(command: list[str]) -> None:
+    outcome = run(*command, "--help")
+    assert outcome.code == 0
+    assert outcome.out.decode().startswith(f"Usage: main {' '.join(command)}".strip())
+    options = re.findall(r"^  (?:-\w, )?--[a-z-]+(?: [A-Z\[]\S*)?(?:(  +)(\S.*))?$", outcome.out.decode(), re.MULTILINE)
+    assert options
+
+
+def test_the_examples_of_the_help_are_commands_and_options_that_exist() -> None:
+    commands = re.findall(r"netsage-pipeline ([^|]+)", cli.EPILOG)
+    for words in (example.split() for example in commands):
+        command: Any = cli.main
+        while words and hasattr(command, "commands") and words[0] in command.commands:
+            command = command.commands[words.pop(0)]
+        assert command is not cli.main, words
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_garbage_collector_is_on_again_behind_a_replay(tmp_path: Path) -> None:
+    run("replay", written(tmp_path / "dump", *SOME), "--to", "/dev/null")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0

@@ -27,6 +27,7 @@ def opened(tmp_path: Path, content: str | bytes) -> dict[int, str]:
         pytest.param("217, A \n", {217: " A "}, id="names are taken as they stand, blanks included"),
         pytest.param('217,"A, Inc. ""B"""\n', {217: 'A, Inc. "B"'}, id="quotes"),
         pytest.param("217,\n1,0\n", {217: "", 1: "0"}, id="no name and 0 are left to the stage"),
+        pytest.param('217,"A\r\nB"\n', {217: "A\r\nB"}, id="an end of line within a name"),
         pytest.param("asn,organization\n217,A\n", {217: "A"}, id="a heading"),
         pytest.param("\n217,A\r\n\r\n3356,B", {217: "A", 3356: "B"}, id="empty lines, and lines that end as on Windows"),
         pytest.param(b"\xef\xbb\xbf217,A\n", {217: "A"}, id="a byte order mark"),
