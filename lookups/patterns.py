@@ -35,6 +35,8 @@ def open_table(path: Path) -> Patterns:
     """ValueError names each thing that is wrong."""
     try:
         patterns = json.loads(path.read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"line {error.lineno}: is not JSON: {error.msg}") from None
     if not isinstance(patterns, dict):

@@ -14,8 +14,15 @@ import pytricia
 INVALID = "INVALID IP"
 
 _MAPPED = bytes(10) + b"\xff\xff"
+#: The longest text of an address: ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255
+_LONGEST = 45
+
 _LIKE_AN_ADDRESS = re.compile(r"[0-9A-Fa-f]*[:.][0-9A-Fa-f:.]+")
-_WORD_LIKE_AN_ADDRESS = re.compile(rf"(?<![\w:.]){_LIKE_AN_ADDRESS.pattern}(?!\w)")
+# Within a text that may say anything: IPv4 wherever it stands, IPv6 as a word of its own (Foo::Bar is none). A prefix such as 192.0.2.0/24
+# names a network and stays; 192.0.2.1/32 is an address.
+_SURELY_AN_ADDRESS = re.compile(
+    r"((?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?!\d)|(?<![\w:.])[0-9A-Fa-f]*:[0-9A-Fa-f:.]*[0-9A-Fa-f](?!\w))(?!/(?!(?:32|128)\b)\d)"
+)
 
 
 def parse(text: str) -> bytes | None:
@@ -60,6 +67,8 @@ class Prefixes:
     def add(self, prefix: str, value: Any = True) -> None:
         """ValueError with a sentence if the text is no prefix. Host bits may be set, as the reference allows."""
         network = ipaddress.ip_network(prefix, strict=False)
+        if network.version == 6 and network.prefixlen >= 96 and network.network_address.ipv4_mapped:
+            network = ipaddress.ip_network((network.network_address.ipv4_mapped, network.prefixlen - 96))
         (self._v4 if network.version == 4 else self._v6).insert(str(network), value)
 
     def get(self, ip: str) -> Any:
@@ -80,37 +89,59 @@ def is_multicast(ip: str) -> bool:
     return packed[0] >> 4 == 14 if len(packed) == 4 else packed[0] == 0xFF
 
 
-def masker(*ends: str, every: bool = False) -> Callable[[Any], Any]:
-    """A function that masks addresses in any JSON value: texts that are addresses, and these ends, in any notation, within longer texts.
-
-    every   all addresses within longer texts are masked, where they stand as words of their own
-    """
+def masker(*ends: str) -> Callable[[Any], Any]:
+    """A function that masks addresses in any JSON value: texts that are addresses, and these ends, in any notation, within longer texts."""
     wanted = {unmapped(packed) for packed in map(parse, ends) if packed is not None}
     literal = {end for end in ends if parse(end) is not None or len(end) >= 4} | {_written(packed) for packed in wanted}
     longest_first = sorted(literal, key=len, reverse=True)
 
+    def within(text: str) -> str:
+        for end in longest_first:
+            text = text.replace(end, mask(end) or INVALID)
+        return _LIKE_AN_ADDRESS.sub(lambda match: _mask_glued(match[0], wanted), text)
+
+    return lambda value: _in_texts(value, within)
+
+
+def mask_every(value: Any) -> Any:
+    """Any JSON value with all addresses in its texts masked; prefixes stay."""
+
     def found(match: re.Match[str]) -> str:
-        for text in (match[0], match[0].rstrip(".:")):
-            packed = parse(text)
-            if packed is not None and (every or unmapped(packed) in wanted):
-                return f"{mask(text)}{match[0][len(text) :]}"
+        text = match[0]
+        while text.strip(":."):
+            masked = mask(text)
+            if masked is not None:
+                return masked + match[0][len(text) :]
+            text = text[: max(text.rfind("."), text.rfind(":"), 0)]  # A port may follow.
         return match[0]
 
-    def masked(value: Any) -> Any:
-        if isinstance(value, str):
-            whole = mask(value)
-            if whole is not None:
-                return whole
-            for end in longest_first:
-                value = value.replace(end, mask(end) or INVALID)
-            return (_WORD_LIKE_AN_ADDRESS if every else _LIKE_AN_ADDRESS).sub(found, value)
-        if isinstance(value, dict):
-            return {masked(name): masked(inner) for name, inner in value.items()}
-        if isinstance(value, list):
-            return [masked(inner) for inner in value]
-        return value
+    return _in_texts(value, lambda text: _SURELY_AN_ADDRESS.sub(found, text))
 
-    return masked
+
+def _in_texts(value: Any, masked: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return mask(value) or masked(value)
+    if isinstance(value, dict):
+        return {_in_texts(name, masked): _in_texts(inner, masked) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_in_texts(inner, masked) for inner in value]
+    return value
+
+
+def _mask_glued(text: str, wanted: set[bytes]) -> str:
+    """Masks wanted addresses in a text of hexadecimal digits, dots and colons, whatever they are glued to."""
+    parts = []
+    begin = 0
+    while begin < len(text):
+        candidate = text[begin : begin + _LONGEST]
+        while candidate:
+            packed = parse(candidate)
+            if packed is not None and unmapped(packed) in wanted:
+                break
+            candidate = candidate[: max(candidate.rfind("."), candidate.rfind(":"), 0)]
+        parts.append(mask(candidate) or text[begin])
+        begin += len(candidate) or 1
+    return "".join(parts)
 
 
 def _written(packed: bytes) -> str:

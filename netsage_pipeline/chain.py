@@ -112,6 +112,10 @@ class Chain:
         if stage in self._names_before:
             return self._take(steps, body, *origin)
         self.read += 1
+        reason = _no_flow(body)
+        if reason:
+            self._refuse(DECODE, reason, origin, body)
+            return []
         return [(body, 0, 0.0, 0.0, 0, 0, "", stage)]
 
     @property
@@ -156,8 +160,7 @@ class Chain:
                     places = [place for place, flow in zip(places, flows, strict=True) if flow.__class__ is dict]
                     flows = [flow for flow in flows if flow.__class__ is dict]
         except Exception:
-            self.notes.clear()
-            self.notes.update(noted)
+            self._restore(noted)
             return self._one_by_one(steps, again(), origin)
         self.dropped.update(dropped)
         return flows, places
@@ -184,8 +187,23 @@ class Chain:
             except EndRefused as error:
                 self._refuse(error.stage, reason_of(error.cause), origin(place), flow)
             except Exception as error:
-                self._refuse(name, reason_of(error), origin(place), _until(name, steps, marshal.loads(untouched)))  # noqa: S302
+                before = self._until(name, steps, marshal.loads(untouched))  # noqa: S302
+                self._refuse(name, reason_of(error), origin(place), before)
         return through, places
+
+    def _until(self, name: str, steps: list[Step], flow: Any) -> Any:
+        """The flow as it stands before a stage. What end stages note was counted already."""
+        noted = self.notes.copy()
+        for step, process in steps:
+            if step == name:
+                break
+            flow = process(flow)
+        self._restore(noted)
+        return flow
+
+    def _restore(self, noted: Counter[str]) -> None:
+        self.notes.clear()
+        self.notes.update(noted)
 
     def tick(self) -> list[Finished]:
         """What stitching has finished by now."""
@@ -216,13 +234,12 @@ class Chain:
 _FLOWS = frozenset((dict,))
 
 
-def _until(name: str, steps: list[Step], flow: Any) -> Any:
-    """The flow as it stands before a stage."""
-    for step, process in steps:
-        if step == name:
-            break
-        flow = process(flow)
-    return flow
+def _no_flow(body: bytes) -> str:
+    """Why these bytes are no flow; "" if they are one."""
+    try:
+        return "" if isinstance(orjson.loads(body), dict) else "not an object"
+    except orjson.JSONDecodeError:
+        return "not JSON"
 
 
 def _flow(finished: Finished) -> Flow:

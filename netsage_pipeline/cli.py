@@ -261,7 +261,8 @@ def check(conf: Path | None, directory: Path | None) -> None:
     for path in tables.missing:
         tell(f"{path}: no such table: its stage would go on as if nothing were found in it (tables are in NETSAGE_LOOKUPS)")
     running = sum(stage.config.enabled for stage in stages)
-    say(f"{len(stages)} settings files, {running} stages run, {len(tables.opened) - len(tables.missing)} tables opened: all well")
+    opened_tables = len(tables.opened) - len(tables.missing)
+    say(f"{len(stages)} settings files, {running} stages run, {opened_tables} tables opened, {len(tables.missing)} missing: no errors")
 
 
 @main.command()

@@ -116,9 +116,9 @@ class EndRun:
         self.memory = memory
         self.misses = 0
         self._notes = notes
-        self._taken = frozenset(written) - {*GIVEN, "tags", "notes", "private"}
+        self._taken = sorted(set(written) - {*GIVEN, "tags", "notes", "private"})
         self._remembered = memory.young if memory else {}
-        discarded = frozenset().union(*(stage.writes for stage in stages)) - self._taken
+        discarded = frozenset().union(*(stage.writes for stage in stages)).difference(self._taken)
         self._discard = frozenset(key for side in SIDES for name in discarded for key in _meta_keys(side, name))
         self._discard_private = "private" in discarded
 

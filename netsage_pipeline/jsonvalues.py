@@ -9,8 +9,8 @@ import orjson
 
 
 def number(value: Any) -> float | None:
-    """The finite number in a number or a text; None if there is none."""
-    if value is None:
+    """The finite number in a number or a text; None if there is none. A boolean is none."""
+    if value is None or value is True or value is False:
         return None
     try:
         found = float(value)

@@ -272,8 +272,7 @@ def _gunzip(file: _Counted) -> Iterator[bytes]:
     """Like gzip, several members one after the other and zeros behind them; what stands before a damage comes out."""
     member = zlib.decompressobj(wbits=31)
     while chunk := file.read():
-        plain = b""
-        while chunk or len(plain) == _CHUNK:  # After so much as was asked for, more may wait in it.
+        while chunk:
             if member.eof:
                 chunk = chunk.lstrip(b"\0")
                 if not chunk:

@@ -34,6 +34,7 @@ from netsage_pipeline.times import NewestEnd, milliseconds
 
 _OF_A_PART = frozenset(("type", "interval", "start", "end", "meta", "values", "@ingest_time"))
 _LONG = 1 << 63
+_FASTEST = 9.2e18
 
 # A held flow is a list, because it changes with every part and a million of them may be held.
 _FIRST, _PARTS, _START, _END, _BITS, _PACKETS, _FIRST_MS, _LAST_MS, _HELD_AT, _CAME_AT, _TIMEOUT, _SLOT = range(12)
@@ -183,8 +184,8 @@ class Stitching:
             values["num_bits"], values["num_packets"] = bits, packets
             duration = end - start
             values["duration"] = round(duration, 3)
-            values["bits_per_second"] = int(bits / duration) if duration else 0
-            values["packets_per_second"] = int(packets / duration) if duration else 0
+            values["bits_per_second"] = _rate(bits, duration)
+            values["packets_per_second"] = _rate(packets, duration)
         return flow
 
     def counts(self) -> dict[str, int]:
@@ -199,3 +200,8 @@ class Stitching:
 
 def stage(config: Config, _lookups: Lookups, now: Now) -> Stitching:
     return Stitching(config, now)
+
+
+def _rate(total: int, duration: float) -> int:
+    """Total a second, cut; 0 where there is no duration, and never beyond 64 bits."""
+    return int(min(total / duration, _FASTEST)) if duration else 0

@@ -17,8 +17,8 @@ from netsage_pipeline.config import Settings
 from netsage_pipeline.fields import EXPORTED
 from netsage_pipeline.flow import Flow, FlowProcess, Lookups
 
-_TOP = frozenset(name for name in EXPORTED if "." not in name) | {"stitched_flows", "@timestamp", "@ingest_time"}
-_META = frozenset(name.removeprefix("meta.") for name in EXPORTED if name.startswith("meta.")) | {"id", "ip_version"}
+_TOP = frozenset(("start", "end", "meta", "values", "stitched_flows", "@timestamp", "@ingest_time"))
+_META = frozenset(name.removeprefix("meta.") for name in EXPORTED if name.startswith("meta.")) | {"id"}
 _VALUES = frozenset(name.removeprefix("values.") for name in EXPORTED if name.startswith("values."))
 
 
@@ -32,13 +32,22 @@ def stage(config: Config, _lookups: Lookups) -> FlowProcess:
         for prefix, known in (("", _TOP), ("meta.", _META), ("values.", _VALUES))
     )
 
+    usual_top, usual_meta = top | {"type", "interval"}, meta_known | {"ip_version"}  # Where they are what they should be.
+
     def process(flow: Flow) -> Flow:
         meta, values = flow["meta"], flow["values"]
-        if top.issuperset(flow) and meta_known.issuperset(meta) and values_known.issuperset(values):
+        if (
+            usual_top.issuperset(flow)
+            and usual_meta.issuperset(meta)
+            and values_known.issuperset(values)
+            and flow.get("type", "flow") == "flow"
+            and flow.get("interval", 0).__class__ is int
+            and meta.get("ip_version", "4") in ("4", "6")
+        ):
             return flow
         masked = masker(meta["src_ip"], meta["dst_ip"])
         for holder, known in ((flow, top), (meta, meta_known), (values, values_known)):
-            for name in holder.keys() - known:
+            for name in [name for name in holder if name not in known]:
                 value = masked(holder.pop(name))
                 holder[masked(name)] = value
         return flow

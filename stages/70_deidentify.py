@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from netsage_pipeline.addresses import INVALID, mask, masker
+from netsage_pipeline.addresses import INVALID, mask, mask_every, masker
 from netsage_pipeline.config import Settings
 from netsage_pipeline.ends import GIVEN
 from netsage_pipeline.flow import End, EndProcess, Lookups
@@ -28,10 +28,9 @@ def end(config: Config, _lookups: Lookups) -> EndProcess:
     def process(end: End) -> None:
         ip = end["ip"]
         masked = mask(ip)
-        hide = masker(ip, every=True)
         for name, value in end.items():
             if name not in GIVEN and _may_hold_addresses(value):
-                end[name] = hide(value)
+                end[name] = mask_every(masker(ip)(value))
         if masked is None and config.keep_private:
             end.setdefault("private", {})[f"{end['side']}_ip"] = f"invalid ip: {ip}"
         end["ip"] = masked or INVALID

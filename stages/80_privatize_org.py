@@ -1,11 +1,13 @@
 """80 privatize org: replaces what would identify members of networks that must not be identified.
 
-Reads   side, ip, asn, country_name, organization, location, scireg
+Reads   side, ip, asn, country_name, organization, location, scireg, resource_name, project_names
 Writes  ip  text, xx.xx.xx.xx
         asn  integer, -1
         organization  text, the rule's
         location  location, the rule's
         scireg  object, with the rule's names and place, without projects
+        resource_name  text, the rule's, where there was one
+        project_names  removed
         private  object, what was replaced, with keep_private
 Source  its settings
 Drops   nothing
@@ -72,6 +74,9 @@ def end(config: Config, _lookups: Lookups) -> EndProcess:
 
 def _replace(end: End, rule: Rule) -> None:
     end.update(ip="xx.xx.xx.xx", asn=-1, organization=rule.organization, location={"lat": rule.lat, "lon": rule.lon})
+    if "resource_name" in end:
+        end["resource_name"] = rule.resource
+    end.pop("project_names", None)
     scireg = end.get("scireg")
     if scireg is None:
         return

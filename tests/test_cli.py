@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import gc
 import gzip
 import json
@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import subprocess
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,8 @@ def test_the_input_of_a_chain_is_not_used(tmp_path: Path) -> None:
 
 def big_dump(tmp_path: Path) -> Path:
     """The flows of two conformance sets, with some that are refused among them."""
-    flows = [
-        line for name in ("02-stages-netflow", "04-interleaved") for line in (CONFORMANCE / f"{name}.in.ndjson").read_bytes().splitlines()
-    ]
+    sets = [CONFORMANCE / f"{name}.in.ndjson" for name in ("02-stages-netflow", "04-interleaved")]
+    flows = [line for path in sets for line in path.read_bytes().splitlines()]
     return written(tmp_path / "dump", *flows, b"garbage", flow(start="x"), flow(end=1.0))
 
 
@@ -204,7 +204,7 @@ def test_the_summary_accounts_for_every_flow(tmp_path: Path) -> None:
     (tmp_path / "cut.gz").write_bytes(gzip.compress(lines([of_port(9)]))[:-1])
     outcome = run("replay", dump, tmp_path / "none", tmp_path / "cut.gz")
     assert outcome.summary == {
-        "read": 11,
+        "read": 10,
         "dropped": 3,
         "10_preliminaries: end before start": 1,
         "10_preliminaries: private address": 2,
@@ -212,38 +212,36 @@ def test_the_summary_accounts_for_every_flow(tmp_path: Path) -> None:
         "decode: not JSON": 1,
         "10_preliminaries: start: not a number": 1,
         "10_preliminaries: meta.src_ip: not a text": 1,
-        "stitched": 5,
+        "stitched": 4,
         "60_scireg: not in the registry": 8,
         "written": 4,
     }
-    assert re.search(r"^stitched +5  parts → 4 flows$", outcome.err, re.MULTILINE)
-    assert re.search(r"^read +11  flows of 2 files in \d+\.\d s, [\d,]+ flows/s$", outcome.err, re.MULTILINE)
+    assert re.search(r"^stitched +4  parts → 3 flows$", outcome.err, re.MULTILINE)
+    assert re.search(r"^read +10  flows of 2 files in \d+\.\d s, [\d,]+ flows/s$", outcome.err, re.MULTILINE)
     assert re.search(rf"^not read +{tmp_path}/cut.gz: is truncated or damaged: ", outcome.err, re.MULTILINE)
     assert len(outcome.flows) == 4
 
 
 def test_late_parts_and_impossible_ends_are_told(tmp_path: Path) -> None:
-    flows = [flow(start=NOW + 60 * number, end=NOW + 60 * number + 50, meta={"src_port": number}) for number in range(200)]
-    far = of_port(7000, end=NOW + 30 * 86_400)
+    flows = [of_port(number, start=NOW + 10 * number, end=NOW + 10 * number + 50) for number in range(1_200)]
+    far = of_port(7_000, end=NOW + 30 * 86_400)
     outcome = run("replay", written(tmp_path / "dump", *flows, of_port(0, start=NOW, end=NOW + 50), far))
     assert re.search(r"^ +1  parts came too late for their flow and opened a new one$", outcome.err, re.MULTILINE)
     assert re.search(r"^ +1  ends too far ahead of all others to be believed$", outcome.err, re.MULTILINE)
-    assert len(outcome.flows) == 202
+    assert len(outcome.flows) == 1_202
 
 
 def on_a_terminal(*arguments: str | Path) -> str:
     """What the command writes to standard error when that is a terminal."""
     leader, follower = pty.openpty()
-    environment = {**os.environ, "NETSAGE_LOOKUPS": str(LOOKUPS), "TERM": "xterm", "COLUMNS": "150"}
+    termios.tcsetwinsize(follower, (24, 150))
+    environment = {**os.environ, "NETSAGE_LOOKUPS": str(LOOKUPS), "TERM": "xterm"}
     with subprocess.Popen([COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=follower, env=environment) as process:
         os.close(follower)
         shown = b""
-        while True:
-            try:
-                shown += os.read(leader, 4096)
-            except OSError as error:
-                assert error.errno == errno.EIO  # the other side is closed
-                break
+        with contextlib.suppress(OSError):  # Raised when the other side is closed.
+            while piece := os.read(leader, 4096):
+                shown += piece
     os.close(leader)
     assert process.returncode == 0
     return shown.decode()
@@ -281,6 +279,7 @@ def test_elsewhere_a_line_now_and_then_tells_how_far_it_is(tmp_path: Path, monke
 # Dead letters that are replayed
 
 
+REMOTE = {"dst_ip": "128.101.1.1", "dst_asn": 217}
 MARK = "flow['seen'] = flow.get('seen', 0) + 1\nreturn flow"
 FAULTS = {
     "12_mine": ("if flow['meta']['src_port'] == 2:\n    raise KeyError(flow['meta']['src_ip'])\nreturn flow", "return flow", "stage"),
@@ -297,9 +296,7 @@ def test_a_refused_flow_enters_at_the_stage_that_refused_it_once_that_is_repaire
         stage_file(tmp_path / directory, name, body, kind=kind, reads="ip" if kind == "end" else "*")
         stage_file(tmp_path / directory, "11_mark", MARK)
     conf = conf_with(tmp_path, {name: "", "11_mark": ""})
-    dump = written(
-        tmp_path / "dump", [flow(meta={"src_port": port, "src_ip": f"192.0.2.{port}", "dst_ip": "128.101.1.1"}) for port in (1, 2, 3)]
-    )
+    dump = written(tmp_path / "dump", [flow(meta={"src_port": port, "src_ip": f"192.0.2.{port}", **REMOTE}) for port in (1, 2, 3)])
 
     def replayed(path: Path, stages: str, refused: str) -> list[Any]:
         outcome = run("replay", path, *FIXED, "--conf", conf, "--stages", tmp_path / stages, "--dead-letters", tmp_path / refused)
@@ -395,9 +392,9 @@ def test_files_with_other_names_beside_an_operators_stages_are_no_stages(tmp_pat
 def test_check_says_how_much_is_well(tmp_path: Path) -> None:
     outcome = run_real("check")
     assert outcome.code == 0
-    assert outcome.out.decode() == f"{len(OURS)} settings files, {len(OURS) - 3} stages run, 6 tables opened: all well\n"
+    assert outcome.out.decode() == f"{len(OURS)} settings files, {len(OURS) - 3} stages run, 6 tables opened, 1 missing: no errors\n"
     outcome = run("check", "--conf", conf_with(tmp_path, {"20_add_id": "enabled = false"}), lookups=tmp_path)
-    assert outcome.out.decode() == f"{len(OURS)} settings files, {len(OURS) - 4} stages run, 0 tables opened: all well\n"
+    assert outcome.out.decode() == f"{len(OURS)} settings files, {len(OURS) - 4} stages run, 0 tables opened, 7 missing: no errors\n"
 
 
 def test_stages_lists_the_chain_in_order_with_what_each_reads_and_writes() -> None:
@@ -426,16 +423,15 @@ def test_config_shows_every_setting_of_every_stage() -> None:
     shown = run_real("config").out.decode()
     assert re.findall(r"^# .*/(\w+)\.toml$", shown, re.MULTILINE) == OURS
     assert shown.count("\nenabled = ") == len(OURS)
-    assert all(
-        re.fullmatch(r"\w+ = .+  # [^;]+; (default .+|required); \S.*", line) for line in shown.splitlines() if line and line[0] != "#"
-    )
+    line = re.compile(r"\w+ = .+  # [^;]+; (default .+|required); \S.*")
+    assert all(line.fullmatch(each) for each in shown.splitlines() if each and each[0] != "#")
 
 
 def test_config_of_one_stage_shows_that_alone() -> None:
     shown = run("config", "50_asn").out.decode().splitlines()
     assert shown[1:] == [
-        "enabled = True  # default; default True; Whether the stage runs",
-        "database = 'GeoLite2-ASN.mmdb'  # default; default 'GeoLite2-ASN.mmdb'; MaxMind ASN database, in NETSAGE_LOOKUPS unless absolute",
+        "enabled = true  # default; default true; Whether the stage runs",
+        'database = "GeoLite2-ASN.mmdb"  # default; default "GeoLite2-ASN.mmdb"; MaxMind ASN database, in NETSAGE_LOOKUPS unless absolute',
         "",
     ]
 
@@ -450,19 +446,17 @@ def test_the_version_is_told() -> None:
     assert run("--version").out.decode().strip().endswith(__version__)
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["replay"], ["check"], ["stages"], ["config"], ["lookups"], ["lookups", "convert"], ["lookups", "show"]]
-)
-def test_every_command_explains_itself(command: list[str]) -> None:
-    outcome = run(*command, "--help")
+@pytest.mark.parametrize("command", ["", "replay", "check", "stages", "config", "lookups", "lookups convert", "lookups show"])
+def test_every_command_explains_itself(command: str) -> None:
+    outcome = run(*command.split(), "--help")
     assert outcome.code == 0
-    assert outcome.out.decode().startswith(f"Usage: main {' '.join(command)}".strip())
-    options = re.findall(r"^  (?:-\w, )?--[a-z-]+(?: [A-Z\[]\S*)?(?:(  +)(\S.*))?$", outcome.out.decode(), re.MULTILINE)
-    assert options
+    usage, _, rest = outcome.out.decode().partition("\n\n")
+    assert usage.startswith(f"Usage: main {command}".rstrip())
+    assert re.match(r"  [A-Z][^\n]+[.:]", rest)
 
 
 def test_the_examples_of_the_help_are_commands_and_options_that_exist() -> None:
-    commands = re.findall(r"netsage-pipeline ([^|]+)", cli.EPILOG)
+    commands = re.findall(r"netsage-pipeline ([^|\n]+)", cli.EPILOG)
     for words in (example.split() for example in commands):
         command: Any = cli.main
         while words and hasattr(command, "commands") and words[0] in command.commands:

@@ -164,10 +164,13 @@ def test_an_output_keeps_full_addresses_in_unless_told_otherwise() -> None:
     ("value", "expected"),
     [
         (SecretStr("hush"), "********"),
-        (Path("a b"), "'a b'"),
-        ("text", "'text'"),
+        (Path("a b"), '"a b"'),
+        ("text", '"text"'),
         ([1] * 100, "[" + "1, " * 18 + "1,..."),
-        (True, "True"),
+        (True, "true"),
+        (None, "not set"),
+        ([Inner(country="Guam")], '[{"country": "Guam"}]'),
+        ({"ü": 1.5}, '{"ü": 1.5}'),
     ],
 )
 def test_values_are_shown_in_short_and_secrets_as_stars(value: object, expected: str) -> None:
@@ -184,15 +187,15 @@ def test_every_setting_is_described_with_value_origin_default_and_meaning(tmp_pa
     assert config is not None
     described_lines = list(described(config, file))
     assert described_lines == [
-        "enabled = True  # default; default True; Whether the stage runs",
+        "enabled = true  # default; default true; Whether the stage runs",
         "timeout_s = 5.0  # SECONDS; default 630; How long",
         "memory_bytes = 7  # settings file; default 100; How much",
         "names = []  # default; default []; Which",
         "by_sensor = {}  # default; default {}; By sensor",
         "rules = []  # default; default []; Rules",
-        "file = 'b'  # default of NONE; default 'a.mmdb'; Where",
+        'file = "b"  # default of NONE; default "a.mmdb"; Where',
         f"key = ********  # {tmp_path}/secret; default ********; What nobody may know",
-        "optional = None  # default; default None; What need not be given",
+        "optional = not set  # default; default not set; What need not be given",
     ]
 
 
@@ -264,11 +267,11 @@ def test_no_secret_is_ever_printed(tmp_path: Path, where: str) -> None:
     assert "key = ********" in right.out.decode()
 
 
-def test_our_own_settings_are_all_well() -> None:
+def test_our_own_settings_hold_no_errors() -> None:
     outcome = run("check")
     assert outcome.code == 0
     assert outcome.said == []
-    assert outcome.out.decode().endswith(": all well\n")
+    assert outcome.out.decode().endswith(": no errors\n")
 
 
 def test_a_variable_of_the_environment_reaches_a_stage() -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
@@ -402,24 +406,10 @@ def test_bits_and_packets_come_out_or_are_dropped_or_dead_lettered(flows: list[F
     Account(chain_of(clock), flows).check()
 
 
-@pytest.fixture(scope="session")
-def refusing_behind(tmp_path_factory: pytest.TempPathFactory) -> list[Configured]:
-    """The shipped stages, and an operator's that refuses flows of port 2 behind stitching."""
-    directory = tmp_path_factory.mktemp("operator")
-    conf = directory / "conf.d"
-    copy_conf(conf)
-    (directory / "47_mine.py").write_text(_OPERATORS.format(kind="end", Kind="End", condition="end['asn'] == 2", value="end"))
-    (directory / "92_mine.py").write_text(
-        _OPERATORS.format(kind="stage", Kind="Flow", condition="flow['meta']['src_port'] == 2", value="flow")
-    )
-    (conf / "47_mine.toml").touch()
-    (conf / "92_mine.toml").touch()
-    return configured(conf, [folders.shipped("stages"), directory])
+#: An operator's stage: `kind` is its factory, what is `given` to it is refused where `condition` holds.
+REFUSING = '''"""mine: refuses.
 
-
-_OPERATORS = '''"""mine: refuses.
-
-Reads   {{}}
+Reads   nothing
 Writes  nothing
 Source  nothing
 Drops   nothing
@@ -430,13 +420,27 @@ class Config(Settings):
     pass
 
 def {kind}(config, lookups):
-    def process({value}):
+    def process(given):
         if {condition}:
-            raise ValueError(str({value}))
-        return {value}
+            raise ValueError(str(given))
+        return given
 
     return process
-'''.replace("{{}}", "nothing")
+'''
+
+
+@pytest.fixture(scope="session")
+def refusing_behind(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Chain]:
+    """The shipped stages, and an operator's that refuse flows of port 2, and ends of AS2, behind stitching."""
+    directory = tmp_path_factory.mktemp("operator")
+    conf = directory / "conf.d"
+    copy_conf(conf)
+    (directory / "47_mine.py").write_text(REFUSING.format(kind="end", condition="given['asn'] == 2"))
+    (directory / "92_mine.py").write_text(REFUSING.format(kind="stage", condition="given['meta']['src_port'] == 2"))
+    (conf / "47_mine.toml").touch()
+    (conf / "92_mine.toml").touch()
+    stages = configured(conf, [folders.shipped("stages"), directory])
+    return lambda: chain_of(stages=stages)
 
 
 def copy_conf(to: Path, **added: str) -> None:
@@ -449,17 +453,17 @@ def copy_conf(to: Path, **added: str) -> None:
 
 @given(flows=st.lists(any_flow(most=1), min_size=1, max_size=8), number=st.integers(1, 3))
 @examples(80)
-def test_what_is_refused_behind_stitching_is_in_the_sums_too(flows: list[Flow], number: int, refusing_behind: list[Configured]) -> None:
+def test_what_is_refused_behind_stitching_is_in_the_sums_too(flows: list[Flow], number: int, refusing_behind: Callable[[], Chain]) -> None:
     for each in flows[::number]:
         if isinstance(each.get("meta"), dict):
             each["meta"]["src_asn"] = 2
-    account = Account(chain_of(stages=refusing_behind), flows)
+    account = Account(refusing_behind(), flows)
     account.check()
 
 
-def test_the_sums_of_stitched_flows_that_are_refused_are_in_the_dead_letters(refusing_behind: list[Configured]) -> None:
+def test_the_sums_of_stitched_flows_that_are_refused_are_in_the_dead_letters(refusing_behind: Callable[[], Chain]) -> None:
     two = [flow(meta={"src_port": 2}), flow(meta={"src_port": 2})]
-    account = Account(chain_of(stages=refusing_behind), two)
+    account = Account(refusing_behind(), two)
     assert account.parts_refused == 2
     assert [each["values"]["num_bits"] for each in account.refused] == [16_000]
     account.check()
@@ -485,6 +489,19 @@ def test_any_cut_drops_and_refuses_the_same_flows(flows: list[Flow], chance: Ran
 def _payloads(chain: Chain) -> list[tuple[str, bytes]]:
     letters = [orjson.loads(letter) for letter in chain.dead]
     return sorted((letter["stage"], body_of(letter["payload"])) for letter in letters)
+
+
+def test_a_run_writes_the_same_bytes_whatever_the_seed_of_hashes(tmp_path: Path) -> None:
+    """Fields that nobody knows keep their order, in every process."""
+    names = {f"field {i}": i for i in range(20)}
+    dump, written = tmp_path / "dump.ndjson", []
+    dump.write_bytes(orjson.dumps(flow(meta=names, values=names, tags=["a"], **names)))
+    for seed in range(4):
+        command = [sys.executable, "-c", "from netsage_pipeline.cli import main; main()", "replay", str(dump), "--now", str(NOW)]
+        environment = os.environ | {"PYTHONHASHSEED": str(seed)}
+        written.append(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    assert written[0]
+    assert len(set(written)) == 1
 
 
 # No message stops the loop
@@ -762,24 +779,26 @@ class Registry:
         return {"city": {"names": {"en": orjson.dumps(record).decode()}}}
 
 
-def registry(_kind: str, path: Path) -> Any:
+def registry(kind: str, path: Path) -> Any:  # noqa: ARG001
     return Registry() if path.name in ("scireg.mmdb", "communities.mmdb") else Nothing()
 
 
+Seen = Callable[[Flow, Lookups], dict[str, str]]
+
+
 @pytest.fixture(scope="session")
-def shown_behind_70(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Configured]]:
-    """Chains in which all comes out, or nothing comes through a stage behind 70, an end's or a flow's."""
+def seen_behind_70(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """What can be seen of a flow in chains in which it comes out, or a stage behind 70 refuses it, an end's or a flow's."""
     chains = {}
     for name, kind in {"comes out": "", "75_mine": "end", "92_mine": "stage"}.items():
         directory = tmp_path_factory.mktemp("operator")
         conf = directory / "conf.d"
         copy_conf(conf, _42_communities="enabled = true", _41_ip_version="enabled = true")
         if kind:
-            value = "end" if kind == "end" else "flow"
-            (directory / f"{name}.py").write_text(_OPERATORS.format(kind=kind, condition="True", value=value))
+            (directory / f"{name}.py").write_text(REFUSING.format(kind=kind, condition="True"))
             (conf / f"{name}.toml").touch()
         chains[name] = configured(conf, [folders.shipped("stages"), directory])
-    return chains
+    return lambda given, lookups: {name: shown(stages, given, lookups) for name, stages in chains.items()}
 
 
 def shown(stages: list[Configured], given: Flow, lookups: Lookups) -> str:
@@ -787,8 +806,13 @@ def shown(stages: list[Configured], given: Flow, lookups: Lookups) -> str:
     chain = chain_of(stages=stages, lookups=lookups)
     flows = through(chain, [body(given), body([given])])
     assert len(flows) + len(chain.dead) == (2 if given["meta"]["flow_type"] == "tstat" else 1)
+    assert not {stage for stage, _ in chain.refused if stage < "70"}
     summary = Summary(read=chain.read, dropped=chain.dropped, refused=chain.refused, notes=chain.notes)
     return "\n".join([json.dumps(flows, ensure_ascii=False), *(letter.decode() for letter in chain.dead), *summary.lines()])
+
+
+def knows_nothing(kind: str, path: Path) -> Any:  # noqa: ARG001
+    return Nothing()
 
 
 @given(
@@ -803,12 +827,11 @@ def test_no_address_comes_out_behind_70(
     ways: list[int],
     copies: list[tuple[int, int, str, str]],
     tstat: bool,
-    shown_behind_70: dict[str, list[Configured]],
+    seen_behind_70: Seen,
 ) -> None:
     """An address in any notation, and copies of it in any other, in fields that nobody knows."""
     given = _with_ends(ends, ["{}", "{}"], ways, copies, tstat=tstat)
-    for name, stages in shown_behind_70.items():
-        text = shown(stages, given, lambda _kind, _path: Nothing())
+    for name, text in seen_behind_70(given, knows_nothing).items():
         assert [leaks(text, packed) for packed in ends] == [[], []], name
 
 
@@ -824,23 +847,19 @@ def test_no_address_comes_out_that_stands_within_a_text_at_an_end(
     ways: list[int],
     around: tuple[str, str],
     copies: list[tuple[int, int, str, str]],
-    shown_behind_70: dict[str, list[Configured]],
+    seen_behind_70: Seen,
 ) -> None:
     """A zone, brackets, a mask or anything else around it makes it no address, but it is one all the same."""
     given = _with_ends(ends, list(around), ways, copies)
-    for name, stages in shown_behind_70.items():
-        text = shown(stages, given, lambda _kind, _path: Nothing())
+    for name, text in seen_behind_70(given, knows_nothing).items():
         assert [leaks(text, packed) for packed in ends] == [[], []], name
 
 
 @given(ends=st.tuples(packed_addresses(), packed_addresses()), ways=st.lists(st.integers(0, 100), min_size=2, max_size=2))
 @examples(60)
-def test_no_address_comes_out_that_a_table_says(
-    ends: tuple[bytes, bytes], ways: list[int], shown_behind_70: dict[str, list[Configured]]
-) -> None:
+def test_no_address_comes_out_that_a_table_says(ends: tuple[bytes, bytes], ways: list[int], seen_behind_70: Seen) -> None:
     given = _with_ends(ends, ["{}", "{}"], ways, [])
-    for name, stages in shown_behind_70.items():
-        text = shown(stages, given, registry)
+    for name, text in seen_behind_70(given, registry).items():
         assert [leaks(text, packed) for packed in ends] == [[], []], name
 
 
@@ -873,12 +892,10 @@ def test_a_field_that_a_stage_writes_does_not_carry_an_address_from_the_input(na
 
 
 @pytest.mark.parametrize("name", ["type", "interval"])
-def test_a_field_that_95_removes_does_not_carry_an_address_into_a_dead_letter(
-    name: str, shown_behind_70: dict[str, list[Configured]]
-) -> None:
+def test_a_field_that_95_removes_does_not_carry_an_address_into_a_dead_letter(name: str, seen_behind_70: Seen) -> None:
     given = flow(meta={"src_ip": "198.51.100.77"}, **{name: "of 198.51.100.77"})
-    for stages in shown_behind_70.values():
-        assert leaks(shown(stages, given, demo_tables()), bytes([198, 51, 100, 77])) == []
+    for text in seen_behind_70(given, demo_tables()).values():
+        assert leaks(text, bytes([198, 51, 100, 77])) == []
 
 
 def test_a_leak_would_be_found() -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -124,14 +123,13 @@ def test_standard_input_is_read_with_any_compression(monkeypatch: pytest.MonkeyP
         assert {message.source for message in found} == {"standard input"}
 
 
-def test_a_pipe_is_read_from_its_first_byte(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes(gzip.compress(lines(FLOWS))))
-    writer.start()
-    (dump,) = find([str(pipe)], print)
+def test_a_pipe_is_read_from_its_first_byte() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, gzip.compress(lines(FLOWS)))
+    os.close(writing)
+    (dump,) = find([f"/dev/fd/{reading}"], print)
     assert [json.loads(message.body) for message in messages(dump, None, Counter())] == FLOWS
-    writer.join()
+    os.close(reading)
 
 
 def test_a_file_that_goes_between_finding_and_reading_is_an_error_of_one_line(tmp_path: Path) -> None:

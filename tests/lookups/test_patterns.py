@@ -67,5 +67,5 @@ def test_what_is_wrong_is_named(tmp_path: Path, content: Any, lines: list[str]) 
 
 def test_another_encoding_is_a_valueerror(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(ValueError, match="utf-8"):
+    with pytest.raises(ValueError, match=r"not UTF-8 \(byte 7\)"):
         patterns.open_table(tmp_path / "x.json")
