@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytricia
@@ -90,8 +90,11 @@ def is_multicast(ip: str) -> bool:
 
 
 def masker(*ends: str) -> Callable[[Any], Any]:
-    """A function that masks addresses in any JSON value: texts that are addresses, and these ends, in any notation, within longer texts."""
-    wanted = {unmapped(packed) for packed in map(parse, ends) if packed is not None}
+    """A function that masks addresses in any JSON value: texts that are addresses, and these ends, in any notation, within longer texts.
+
+    An end that is no address may hold one: that is masked too.
+    """
+    wanted = {packed for end in ends for packed in _addresses_in(end)}
     literal = {end for end in ends if parse(end) is not None or len(end) >= 4} | {_written(packed) for packed in wanted}
     longest_first = sorted(literal, key=len, reverse=True)
 
@@ -133,15 +136,31 @@ def _mask_glued(text: str, wanted: set[bytes]) -> str:
     parts = []
     begin = 0
     while begin < len(text):
-        candidate = text[begin : begin + _LONGEST]
-        while candidate:
-            packed = parse(candidate)
-            if packed is not None and unmapped(packed) in wanted:
-                break
-            candidate = candidate[: max(candidate.rfind("."), candidate.rfind(":"), 0)]
-        parts.append(mask(candidate) or text[begin])
-        begin += len(candidate) or 1
+        address = next((text for text, packed in _addresses_at(text, begin) if packed in wanted), "")
+        parts.append(mask(address) or text[begin])
+        begin += len(address) or 1
     return "".join(parts)
+
+
+def _addresses_in(text: str) -> Iterator[bytes]:
+    """The address that a text is, else all that can be read somewhere in it; mapped ones as IPv4."""
+    whole = parse(text)
+    if whole is not None:
+        yield unmapped(whole)
+        return
+    for match in _LIKE_AN_ADDRESS.finditer(text):
+        for begin in range(len(match[0])):
+            yield from (packed for _, packed in _addresses_at(match[0], begin))
+
+
+def _addresses_at(text: str, begin: int) -> Iterator[tuple[str, bytes]]:
+    """The addresses that can be read from there, the longest first, each as text and in bytes."""
+    candidate = text[begin : begin + _LONGEST]
+    while candidate:
+        packed = parse(candidate)
+        if packed is not None:
+            yield candidate, unmapped(packed)
+        candidate = candidate[: max(candidate.rfind("."), candidate.rfind(":"), 0)]
 
 
 def _written(packed: bytes) -> str:

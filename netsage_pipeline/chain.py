@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from netsage_pipeline.compose import Configured, Step, compose
-from netsage_pipeline.deadletters import DECODE, body_of, envelope
+from netsage_pipeline.deadletters import DECODE, body_of, envelope, lenient
 from netsage_pipeline.ends import EndRefused
 from netsage_pipeline.flow import Finished, Flow, Lookups, Now, Refused
 from netsage_pipeline.jsonvalues import fault
@@ -69,15 +69,12 @@ class Chain:
         finished: list[Finished] = []
         for index, value in enumerate(values if isinstance(values, list) else [values]):
             place = f"{position}.{index}" if isinstance(values, list) else position
-            reason = fault(value)
-            if reason:
+            text = lenient(value)
+            if _value(text) is text or isinstance(value, list):
                 self.read += 1
-                self._refuse(DECODE, reason, (source, place), value)
-            elif isinstance(value, list):
-                self.read += 1
-                self._refuse(DECODE, "not an object", (source, place), value)
+                self._refuse(DECODE, fault(value) or "not an object", (source, place), value)
             else:
-                finished += self._take(steps, orjson.dumps(value), source, place)
+                finished += self._take(steps, text, source, place)
         return finished
 
     def _hold(self, steps: list[Step], flows: list[Any], again: Callable[[], list[Any]], origin: Origin) -> list[Finished]:
@@ -107,14 +104,14 @@ class Chain:
         steps = self.steps.entries.get(stage)
         if steps is None:
             self.read += 1
-            self._refuse(stage, "no such stage in this chain", origin, letter["payload"])
+            self._refuse(stage, "no such stage in this chain", origin, _value(body))
             return []
         if stage in self._names_before:
             return self._take(steps, body, *origin)
         self.read += 1
-        reason = _no_flow(body)
-        if reason:
-            self._refuse(DECODE, reason, origin, body)
+        value = _value(body)
+        if not isinstance(value, dict):
+            self._refuse(DECODE, "not JSON" if value is body else "not an object", origin, value)
             return []
         return [(body, 0, 0.0, 0.0, 0, 0, "", stage)]
 
@@ -136,7 +133,7 @@ class Chain:
             return [make(each) for each in finished]
 
         def origin(index: int) -> tuple[str, str]:
-            return self.steps.held_by, str(make(finished[index]).get("meta", {}).get("id", ""))
+            return self.steps.held_by, _id_of(make(finished[index]))
 
         return self._through(steps, flows(), flows, origin)[0]
 
@@ -215,7 +212,7 @@ class Chain:
 
     def refuse(self, stage: str, reason: str, flow: Flow) -> None:
         """For outputs: this flow cannot be written, it goes to the dead letters."""
-        self._refuse(stage, reason, (self.steps.held_by, str(flow.get("meta", {}).get("id", ""))), flow)
+        self._refuse(stage, reason, (self.steps.held_by, _id_of(flow)), flow)
 
     def refuse_message(self, reason: str, body: bytes, source: str, position: str) -> None:
         """For inputs: this message is no flow, it goes to the dead letters."""
@@ -234,12 +231,17 @@ class Chain:
 _FLOWS = frozenset((dict,))
 
 
-def _no_flow(body: bytes) -> str:
-    """Why these bytes are no flow; "" if they are one."""
+def _value(body: bytes) -> Any:
+    """The JSON value, or the bytes themselves where they are no JSON."""
     try:
-        return "" if isinstance(orjson.loads(body), dict) else "not an object"
+        return orjson.loads(body)
     except orjson.JSONDecodeError:
-        return "not JSON"
+        return body
+
+
+def _id_of(flow: Any) -> str:
+    meta = flow.get("meta") if isinstance(flow, dict) else None
+    return str(meta.get("id", "")) if isinstance(meta, dict) else ""
 
 
 def _flow(finished: Finished) -> Flow:

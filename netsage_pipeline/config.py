@@ -94,6 +94,8 @@ def _replaced(value: Any, key: str, file: SettingsFile, environment: Mapping[str
 def settings_of(model: type[S], file: SettingsFile) -> tuple[S | None, list[str]]:
     """The stage's Config from its file, or None and what is wrong with it."""
     errors = list(file.errors)
+    if not (isinstance(model, type) and issubclass(model, Settings)):
+        return None, [*errors, f"{file.path}: the Config of its stage is no Settings: write 'class Config(Settings)' there"]
     values = dict(file.values)
     for name in _secrets(model):
         path = values.pop(f"{name}_file", None)
@@ -134,6 +136,8 @@ def _lines(error: ValidationError, model: type[BaseModel], file: SettingsFile) -
             what = "is missing: " + (model.model_fields[key].description or "give a value" if key in model.model_fields else "give a value")
         elif item["type"] in _WRONG_TYPE:
             what = f"{given} is not {_WRONG_TYPE[item['type']]}{_unit(key) if 'int' in item['type'] or 'float' in item['type'] else ''}"
+        elif item["type"] in ("too_short", "string_too_short"):
+            what = f"{given} is too short: at least {item['ctx']['min_length']}"
         else:
             what = f"{given}: {item['msg'].removeprefix('Value error, ')}"
         yield key, f"{file.path}: {key}: {what}"

@@ -39,16 +39,16 @@ def envelope(stage: str, reason: str, source: str, position: str, payload: Any) 
         try:
             body = orjson.dumps(payload, option=orjson.OPT_NON_STR_KEYS)
         except TypeError:
-            body = _base64(_lenient(payload))
+            body = _base64(lenient(payload))
         else:
             if has_nan(payload) or _looks_like_bytes(payload):  # Would come back as null, or as what its base64 says.
-                body = _base64(_lenient(payload))
+                body = _base64(lenient(payload))
     head = orjson.dumps({"stage": stage, "reason": reason, "source": source, "position": position})[1:-1]
     identity = hashlib.blake2b(head + body, digest_size=16).hexdigest()
     return b'{"id":"%s",%s,"payload":%s}' % (identity.encode(), head, body)
 
 
-def _lenient(payload: Any) -> bytes:
+def lenient(payload: Any) -> bytes:
     """JSON of what strict JSON cannot write, also of flows nested so deeply that Python would refuse."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(limit + 5_000)

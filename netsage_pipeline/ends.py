@@ -120,7 +120,7 @@ class EndRun:
         self._remembered = memory.young if memory else {}
         discarded = frozenset().union(*(stage.writes for stage in stages)).difference(self._taken)
         self._discard = frozenset(key for side in SIDES for name in discarded for key in _meta_keys(side, name))
-        self._discard_private = "private" in discarded
+        self._discard_private = "private" in discarded and "private" not in written
 
     def __call__(self, flow: Flow) -> Flow:
         meta = flow["meta"]

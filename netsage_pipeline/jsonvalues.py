@@ -30,6 +30,8 @@ def copy(value: Any) -> Any:
 
 def fault(value: Any) -> str:
     """Why a value cannot be written as strict JSON, in words; "" if it can."""
+    if has_nan(value):
+        return "NaN or infinity"
     try:
         orjson.dumps(value)
     except TypeError as error:
@@ -39,13 +41,18 @@ def fault(value: Any) -> str:
         if "64-bit" in said:
             return "integer beyond 64 bits"
         return "nested too deeply" if "recursion" in said else "not JSON"
-    return "NaN or infinity" if has_nan(value) else ""
+    return ""
 
 
 def has_nan(value: Any) -> bool:
-    """Whether a number in it is a NaN or an infinity, which orjson writes as null."""
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(map(has_nan, value.values()))
-    return isinstance(value, list) and any(map(has_nan, value))
+    """Whether a NaN or an infinity is anywhere in a value. Without recursion: flows may be nested as deeply as their sender likes."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return True
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return False

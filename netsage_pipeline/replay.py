@@ -171,7 +171,7 @@ class Replay:
                 raise OutputError(self._full(name, error)) from None
 
     def _full(self, name: str, error: OSError) -> str:
-        before = f"{self.summary.written:,} flows went out before"
+        before = f"up to {self.summary.written:,} flows went out before"
         if isinstance(error, BrokenPipeError):
             return f"{name}: its reader has gone: {before}"
         return f"{name}: cannot be written: {error.strerror}: {before}; make room and run it again"

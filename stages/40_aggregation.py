@@ -7,7 +7,7 @@ Writes  stitched_flows  integer, number of parts; 0 for tstat, whose flows are w
         values.duration  number, seconds
         values.bits_per_second, values.packets_per_second  number
         @timestamp  date, when the flow left stitching
-        tags  removed, except those of tstat
+        tags, @*  removed, except those of tstat and @ingest_time
 Source  nothing
 Drops   nothing
 

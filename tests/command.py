@@ -70,12 +70,17 @@ def run(*arguments: str | Path, stdin: bytes = b"", lookups: Path = LOOKUPS, **e
     return Outcome(result.exit_code, result.stdout_bytes, result.stderr)
 
 
+def surroundings(lookups: Path = LOOKUPS, **environment: str) -> dict[str, str]:
+    """The environment of a command in a process of its own; its output is buffered, as it is by default."""
+    return {**os.environ, "PYTHONUNBUFFERED": "", "NETSAGE_LOOKUPS": str(lookups), **environment}
+
+
 def run_real(*arguments: str | Path, stdin: bytes = b"", lookups: Path = LOOKUPS, **environment: str) -> Outcome:
     """Runs the installed command in a process of its own."""
     result = subprocess.run(
         [COMMAND, *arguments],
         input=stdin,
-        env={**os.environ, "NETSAGE_LOOKUPS": str(lookups), **environment},
+        env=surroundings(lookups, **environment),
         capture_output=True,
         check=False,
     )

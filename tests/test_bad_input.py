@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from netsage_pipeline import folders
-from tests.command import COMMAND, LOOKUPS, conf_with, letters, lines, run, run_real, stage_file, tables_with, written
+from tests.command import COMMAND, LOOKUPS, conf_with, letters, lines, run, run_real, stage_file, surroundings, tables_with, written
 from tests.flows import MISSING, flow
 
 NOW = ("--now", "1700000000")
@@ -108,6 +108,7 @@ def test_lines_before_the_end_of_a_truncated_file_whose_first_line_is_broken_com
     whole = gzip.compress(b'{"broken\n' + lines(some_flows(500)))
     dump.write_bytes(whole[: len(whole) // 2])
     outcome = run("replay", dump)
+    assert outcome.said == [f"{dump}: is truncated or damaged: the end is missing: fetch it again; the flows before were read"]
     assert len(outcome.flows) > 100
     assert outcome.summary["decode: not JSON"] == 1
 
@@ -435,9 +436,8 @@ def test_a_full_disk_for_dead_letters_ends_the_replay_with_a_line(tmp_path: Path
 def test_a_full_disk_behind_standard_output_ends_every_command_with_a_line(tmp_path: Path, command: list[str]) -> None:
     dump = written(tmp_path / "a.ndjson", flow())
     with Path("/dev/full").open("wb") as full:
-        environment = {**os.environ, "NETSAGE_LOOKUPS": str(LOOKUPS)}
         given = [str(COMMAND), *(each.format(dump=dump) for each in command)]
-        result = subprocess.run(given, stdout=full, stderr=subprocess.PIPE, env=environment, text=True, check=False)
+        result = subprocess.run(given, stdout=full, stderr=subprocess.PIPE, env=surroundings(), text=True, check=False)
     told = [line for line in result.stderr.splitlines() if "no such table" not in line]
     assert len(told) == 1, result.stderr
     assert told[0].startswith("standard output: cannot be written: No space left on device: ")
@@ -465,8 +465,8 @@ def test_what_fits_on_a_small_disk_are_whole_flows_but_for_the_last(tmp_path: Pa
 
 def test_a_reader_that_goes_is_no_traceback(tmp_path: Path) -> None:
     dump = written(tmp_path / "a.ndjson", *some_flows(5_000))
-    script = f"NETSAGE_LOOKUPS={LOOKUPS} {COMMAND} replay {dump} | head -1; exit ${{PIPESTATUS[0]}}"
-    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    script = f"{COMMAND} replay {dump} | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", script], env=surroundings(), capture_output=True, text=True, check=False)
     assert result.stdout.count("\n") == 1
     (told,) = [line for line in result.stderr.splitlines() if "no such table" not in line]
     assert told.startswith("standard output: its reader has gone: ")
@@ -475,7 +475,9 @@ def test_a_reader_that_goes_is_no_traceback(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["stages", "config"])
 def test_a_reader_of_a_list_may_go(command: str) -> None:
-    result = subprocess.run(["bash", "-c", f"{COMMAND} {command} | head -1"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["bash", "-c", f"{COMMAND} {command} | head -1"], env=surroundings(), capture_output=True, text=True, check=False
+    )
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""
 

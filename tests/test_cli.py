@@ -21,7 +21,6 @@ import zstandard
 from netsage_pipeline import __version__, cli, folders, replay
 from tests.command import (
     COMMAND,
-    LOOKUPS,
     OF_THE_RUN,
     conf_with,
     letters,
@@ -29,6 +28,7 @@ from tests.command import (
     run,
     run_real,
     stage_file,
+    surroundings,
     written,
 )
 from tests.conftest import CONFORMANCE
@@ -235,8 +235,7 @@ def on_a_terminal(*arguments: str | Path) -> str:
     """What the command writes to standard error when that is a terminal."""
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 150))
-    environment = {**os.environ, "NETSAGE_LOOKUPS": str(LOOKUPS), "TERM": "xterm"}
-    with subprocess.Popen([COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=follower, env=environment) as process:
+    with subprocess.Popen([COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=follower, env=surroundings(TERM="xterm")) as process:
         os.close(follower)
         shown = b""
         with contextlib.suppress(OSError):  # Raised when the other side is closed.

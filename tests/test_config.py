@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field, SecretStr
@@ -77,6 +78,7 @@ def config_of(path: Path, text: str, **environment: str) -> Config:
         pytest.param("[[rules]]", "rules.0.country: is missing: give a value", id="a setting missing in a table"),
         pytest.param("file = 5", "file: 5 is not a path", id="a number as a path"),
         pytest.param("key = 5", 'key: that value is not a text: put it into "quotes"', id="a number as a secret is not told"),
+        pytest.param("key = ''", "key: that value is too short: at least 1", id="an empty secret"),
         pytest.param(
             "timeout_s = '${HOW_LONG}'",
             "timeout_s: variable HOW_LONG is not set: set it, or write ${HOW_LONG:-default}",
@@ -96,6 +98,11 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, line: str)
 
 def test_a_required_setting_that_is_missing_is_described(tmp_path: Path) -> None:
     assert errors_of(tmp_path / "10_x.toml", "", Needy) == ["host: is missing: Name of the machine"]
+
+
+@pytest.mark.parametrize("model", [BaseModel, object, int, None, 5])
+def test_a_config_that_is_no_settings_is_told(tmp_path: Path, model: Any) -> None:
+    assert errors_of(tmp_path / "10_x.toml", "", model) == ["the Config of its stage is no Settings: write 'class Config(Settings)' there"]
 
 
 def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
@@ -235,7 +242,7 @@ def test_several_errors_of_several_files_come_at_once(tmp_path: Path) -> None:
         pytest.param("10_preliminaries", 'private_networks = ["10.0.0.0/33"]', "private_networks: ['10.0.0.0/33']: ", id="no prefix"),
         pytest.param("60_scireg", "layout = 3", "layout: 3: Input should be '1' or '2'", id="no such choice"),
         pytest.param("40_aggregation", "inactivity_timeout_s = nan", "inactivity_timeout_s: nan", id="NaN"),
-        pytest.param("20_add_id", 'key = ""', "key: that value: ", id="an empty key"),
+        pytest.param("20_add_id", 'key = ""', "key: that value is too short: at least 1", id="an empty key"),
         pytest.param(
             "99_output_file", "flows_per_message = 0", "flows_per_message: 0: Input should be greater than or equal to 1", id="none"
         ),

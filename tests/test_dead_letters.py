@@ -26,7 +26,7 @@ from tests.flows import MISSING, NOW, flow
 MINE = '''"""mine: refuses.
 
 Reads   {reads}
-Writes  nothing
+Writes  {writes}
 Source  nothing
 Drops   nothing
 """
@@ -40,6 +40,8 @@ class Config(Settings):
 
 def {kind}(config, lookups):
     def process(given):
+        if "side" in given:
+            given["mark"] = "here"  # Of an end that it refuses, or whose other end it refuses, nothing is kept.
         if config.fail == "all" or config.fail == given.get("side"):
             raise ValueError(str(given))
         return given
@@ -93,12 +95,12 @@ def chain_with(tmp_path_factory: pytest.TempPathFactory) -> Maker:
             if not until or file.stem < name:
                 shipped = file.read_text().replace("enabled = false\n", "")
                 (conf / file.name).write_text(SETTINGS.get(file.stem, "") + shipped)
-        reads = "ip" if kind == "end" else "meta"
-        (directory / f"{name}.py").write_text(MINE.format(kind=kind, reads=reads))
+        reads, writes = ("side, ip", "mark  text") if kind == "end" else ("meta", "nothing")
+        (directory / f"{name}.py").write_text(MINE.format(kind=kind, reads=reads, writes=writes))
         if not until:
             (conf / f"{name}.toml").write_text(f'fail = "{fail}"\n')
         if between and not (until and name < "72"):
-            (directory / "72_between.py").write_text(MINE.format(kind="stage", reads="meta"))
+            (directory / "72_between.py").write_text(MINE.format(kind="stage", reads="meta", writes="nothing"))
             (conf / "72_between.toml").touch()
         return Chain(_configured(conf, directory), lookups(), Now(NOW))
 
@@ -200,7 +202,7 @@ def test_a_reason_names_the_kind_of_an_exception_and_its_place_and_not_what_it_s
     for name, kind in (("92_mine", "stage"), ("75_mine", "end")):
         chain = chain_with(name, kind, "all")
         through(chain, [orjson.dumps(flow())])
-        assert [letter["reason"] for letter in letters_of(chain)] == [f"raised ValueError ({name}.py:19)"]
+        assert [letter["reason"] for letter in letters_of(chain)] == [f"raised ValueError ({name}.py:21)"]
 
 
 def test_the_same_refusal_has_the_same_id() -> None:
@@ -235,9 +237,9 @@ def test_a_payload_comes_back_as_it_was(payload: Any) -> None:
 
 def test_a_payload_that_is_nested_too_deeply_for_json_comes_back_as_it_was() -> None:
     deep: Any = 1
-    for _ in range(900):
+    for _ in range(1_010):
         deep = [deep]
-    assert body_of(orjson.loads(envelope("a", "b", "c", "1", deep))["payload"]) == b"[" * 900 + b"1" + b"]" * 900
+    assert body_of(orjson.loads(envelope("a", "b", "c", "1", deep))["payload"]) == b"[" * 1_010 + b"1" + b"]" * 1_010
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff\x00", b"[" * 1_000, b"abc"])

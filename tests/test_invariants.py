@@ -672,6 +672,14 @@ def test_parts_of_next_to_no_duration_do_not_stop_the_loop() -> None:
 def test_what_comes_out_can_be_written(flows: list[Flow]) -> None:
     for each in through(chain_of(), [body(each) for each in flows]):
         orjson.dumps(each)
+        assert all(abs(each["values"][name]) < 2**63 for name in ("num_bits", "num_packets") if name in each["values"])
+
+
+def test_a_part_with_which_a_sum_would_be_beyond_64_bits_is_refused_and_the_others_are_kept() -> None:
+    account = Account(chain_of(), [flow(values={"num_bits": 2**62}) for _ in range(3)])
+    assert [each["values"]["num_bits"] for each in account.flows] == [2**62]
+    assert len(account.refused) == 2
+    account.check()
 
 
 # No address comes out

@@ -84,7 +84,7 @@ def test_better_every_unknown_field_is_masked_wherever_it_lies() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["note", "meta.exporter", "values.label"])
+@pytest.mark.parametrize("name", ["note", "meta.exporter", "values.label", "type", "interval", "meta.ip_version"])
 def test_one_unknown_field_is_enough(name: str) -> None:
     top, _, inner = name.partition(".")
     got = run(flow(**{top: {inner: SRC} if inner else SRC}))
@@ -94,8 +94,8 @@ def test_one_unknown_field_is_enough(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *(name for name in EXPORTED if name not in ("meta", "values", "meta.src_ip", "meta.dst_ip")),
-        *("meta.id", "meta.ip_version", "stitched_flows", "@timestamp", "@ingest_time"),
+        *(name for name in EXPORTED if name not in ("type", "interval", "meta", "values", "meta.src_ip", "meta.dst_ip")),
+        *("meta.id", "stitched_flows", "@timestamp", "@ingest_time"),
     ],
 )
 @pytest.mark.parametrize("more", [{}, {"note": "x"}])
