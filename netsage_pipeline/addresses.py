@@ -92,18 +92,26 @@ def is_multicast(ip: str) -> bool:
 def masker(*ends: str) -> Callable[[Any], Any]:
     """A function that masks addresses in any JSON value: texts that are addresses, and these ends, in any notation, within longer texts.
 
-    An end that is no address may hold one: that is masked too.
+    An end that is no address may hold one: that is masked too. More than 200 dots, colons and hexadecimal digits in a row are not
+    searched but masked as a whole.
     """
     wanted = {packed for end in ends for packed in _addresses_in(end)}
     literal = {end for end in ends if parse(end) is not None or len(end) >= 4} | {_written(packed) for packed in wanted}
     longest_first = sorted(literal, key=len, reverse=True)
+    begins = {begin for packed in wanted for begin in _begins(packed)}
 
     def within(text: str) -> str:
         for end in longest_first:
             text = text.replace(end, mask(end) or INVALID)
-        return _LIKE_AN_ADDRESS.sub(lambda match: _mask_glued(match[0], wanted), text)
+        return _LIKE_AN_ADDRESS.sub(lambda match: _mask_glued(match[0], wanted, begins), text)
 
     return lambda value: _in_texts(value, within)
+
+
+def _begins(packed: bytes) -> str:
+    """The characters that a text of an address can begin with, other than IPv4 as such, which has one notation only."""
+    first = f"{packed[0] << 8 | packed[1]:x}" if len(packed) == 16 else "0"
+    return f"0{first[0]}{first[0].upper()}{':' if first == '0' else ''}"
 
 
 def mask_every(value: Any) -> Any:
@@ -131,12 +139,16 @@ def _in_texts(value: Any, masked: Callable[[str], str]) -> Any:
     return value
 
 
-def _mask_glued(text: str, wanted: set[bytes]) -> str:
+def _mask_glued(text: str, wanted: set[bytes], begins: set[str]) -> str:
     """Masks wanted addresses in a text of hexadecimal digits, dots and colons, whatever they are glued to."""
+    if len(text) > 200:
+        return INVALID
     parts = []
     begin = 0
     while begin < len(text):
-        address = next((text for text, packed in _addresses_at(text, begin) if packed in wanted), "")
+        address = ""
+        if text[begin] in begins:
+            address = next((text for text, packed in _addresses_at(text, begin) if packed in wanted), "")
         parts.append(mask(address) or text[begin])
         begin += len(address) or 1
     return "".join(parts)
@@ -149,7 +161,7 @@ def _addresses_in(text: str) -> Iterator[bytes]:
         yield unmapped(whole)
         return
     for match in _LIKE_AN_ADDRESS.finditer(text):
-        for begin in range(len(match[0])):
+        for begin in range(min(len(match[0]), 200)):
             yield from (packed for _, packed in _addresses_at(match[0], begin))
 
 

@@ -101,7 +101,7 @@ class Chain:
         body = body_of(letter["payload"])
         if stage == DECODE:
             return self.take(body, *origin)
-        steps = self.steps.entries.get(stage)
+        steps = self._from(stage)
         if steps is None:
             self.read += 1
             self._refuse(stage, "no such stage in this chain", origin, _value(body))
@@ -115,6 +115,12 @@ class Chain:
             return []
         return [(body, 0, 0.0, 0.0, 0, 0, "", stage)]
 
+    def _from(self, stage: str) -> list[Step] | None:
+        """The steps from a stage on; none for an output. None if this chain has no such stage."""
+        if not stage:
+            return self.steps.behind
+        return [] if stage.startswith("99_") else self.steps.entries.get(stage)
+
     @property
     def _names_before(self) -> set[str]:
         return {name for name, _ in self.steps.before} | {self.steps.held_by}
@@ -123,7 +129,7 @@ class Chain:
         """Runs the stages behind stitching. Flows that a stage refuses or drops are not in the answer."""
         self.enriched += len(finished)
         if any(each[7] for each in finished):
-            return [flow for each in finished for flow in self._enrich([each], self.steps.entries.get(each[7], self.steps.behind))]
+            return [flow for each in finished for flow in self._enrich([each], self._from(each[7]) or [])]
         return self._enrich(finished, self.steps.behind)
 
     def _enrich(self, finished: list[Finished], steps: list[Step]) -> list[Flow]:
@@ -153,7 +159,7 @@ class Chain:
             for name, process in steps:
                 flows = [process(flow) for flow in flows]
                 if not _FLOWS.issuperset(map(type, flows)):
-                    dropped += [(name, str(flow)) for flow in flows if flow.__class__ is not dict]
+                    dropped += [(name, _reason_of_drop(flow)) for flow in flows if flow.__class__ is not dict]
                     places = [place for place, flow in zip(places, flows, strict=True) if flow.__class__ is dict]
                     flows = [flow for flow in flows if flow.__class__ is dict]
         except Exception:
@@ -176,7 +182,7 @@ class Chain:
                 for name, process in steps:
                     flow = process(flow)
                     if flow.__class__ is not dict:
-                        self.dropped[name, str(flow)] += 1
+                        self.dropped[name, _reason_of_drop(flow)] += 1
                         break
                 else:
                     through.append(flow)
@@ -229,6 +235,12 @@ class Chain:
 
 
 _FLOWS = frozenset((dict,))
+
+
+def _reason_of_drop(answer: Any) -> str:
+    if answer.__class__ is not str:
+        raise Refused(f"returned {type(answer).__name__}, which is neither the flow nor a reason to drop it")
+    return str(answer)
 
 
 def _value(body: bytes) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from netsage_pipeline.tables import Tables
 
 NOTHING_READ = 1
 WRONG_SETTINGS = 2
+INTERRUPTED = 130
 
 EPILOG = """\b
 Examples:
@@ -87,7 +89,12 @@ def main() -> None:
 def stages_of(conf: Path | None, directory: Path | None) -> list[Configured]:
     if directory is not None and not directory.is_dir():
         raise config.SettingsError([f"{directory}: no such directory of stages"])
-    return configured(conf or folders.shipped("conf.d"), [folders.shipped("stages"), *([directory] if directory else [])])
+    settings = conf or folders.shipped("conf.d")
+    stages = configured(settings, [folders.shipped("stages"), *([directory] if directory else [])])
+    for name, file in stagefile.find([directory] if directory else []).items():
+        if not any(stage.name == name for stage in stages):
+            tell(f"{file.path}: does not run: {settings / name}.toml is missing; an empty file means defaults")
+    return stages
 
 
 def opened(stages: list[Configured], now: Now, directory: Path) -> tuple[Chain, Tables]:
@@ -109,7 +116,7 @@ def opened(stages: list[Configured], now: Now, directory: Path) -> tuple[Chain, 
 @click.option("--clock", type=click.Choice(["event", "arrival"]), default="event", show_default=True, help="What stitching goes by")
 @click.option("--to", "to", help="File for the enriched flows, - for standard output (the default)")
 @click.option("--dead-letters", "dead_letters", type=click.Path(path_type=Path), help="File for the flows that are refused")
-@click.option("--sensor", help="Sensor name for nfcapd files; default: the name of their directory")
+@click.option("--sensor", help="Sensor name for nfcapd files; default: the nearest directory above them whose name is not a number")
 @click.option("--flow-type", default="netflow", show_default=True, help="Flow type for nfcapd files")
 @click.option("--min-bytes", default=0, show_default=True, help="Leave out rows of nfcapd files with fewer bytes, after aggregation")
 def replay(
@@ -133,21 +140,22 @@ def replay(
         _refuse_full_addresses(stages)
         made, settings, output = _output(stages if conf else [], to)
         _refuse_overwriting(paths, {"--to": Path(output), "--dead-letters": dead_letters})
+        if dead_letters is not None and dead_letters.absolute() == Path(output).absolute():
+            raise config.SettingsError([f"{dead_letters}: cannot take both the flows and the dead letters: name another file"])
     for path in tables.missing:
         tell(f"{path}: no such table: its stage goes on as if nothing were found in it (tables are in NETSAGE_LOOKUPS)")
 
     def rows(dump: Dump) -> Rows:
-        name = sensor or (dump.path.resolve().parent.name if dump.path else "")
-        return Rows(sensor_id=name, flow_type=flow_type, minimum_bytes=min_bytes)
+        return Rows(sensor_id=sensor or sensor_of(dump), flow_type=flow_type, minimum_bytes=min_bytes)
 
-    try:
-        sink = _opened(lambda: made(settings), output, "--to")
-        letters = _opened(lambda: dead_letters.open("wb"), str(dead_letters), "--dead-letters") if dead_letters else None
-        summary = run_replay(chain, now, sink, output, letters, list(paths), rows, fixed_now=fixed is not None)
-    except OutputError as error:
-        tell(str(error))
-        _leave_standard_output()
+    dumps = find(list(paths), tell)
+    if not dumps:  # The output is not opened, because that would empty it.
+        tell("nothing could be read")
         sys.exit(NOTHING_READ)
+    with reporting_output():
+        sink = _opened(lambda: made(settings), output, "--to")
+        letters = _opened(lambda: _open_private(dead_letters), str(dead_letters), "--dead-letters") if dead_letters else None
+        summary = run_replay(Replay(chain, now, sink, output, letters, fixed_now=fixed is not None), dumps, rows)
     for line in summary.lines():
         tell(line)
     if chain.refused and not dead_letters:
@@ -157,15 +165,39 @@ def replay(
         sys.exit(NOTHING_READ)
 
 
-def run_replay(
-    chain: Chain, now: Now, sink: Sink, output: str, letters: BinaryIO | None, paths: list[str], rows: Any, *, fixed_now: bool
-) -> Summary:
+@contextlib.contextmanager
+def reporting_output() -> Iterator[None]:
+    """An output that cannot be written, or a signal, ends the program with a line that says how far it came."""
+    try:
+        yield
+    except OutputError as error:
+        tell(str(error))
+        _leave_standard_output()
+        sys.exit(NOTHING_READ)
+    except KeyboardInterrupt:
+        tell("interrupted: the output is not complete, and flows that were held are not in it: run it again")
+        sys.exit(INTERRUPTED)
+
+
+def _open_private(path: Path) -> BinaryIO:
+    """Dead letters of stages before 70 hold full addresses: the file is for its owner alone."""
+    return open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def sensor_of(dump: Dump) -> str:
+    """The nearest directory above a file whose name is no number: border-1 for border-1/2026/11/nfcapd.202611201200."""
+    parents = dump.path.resolve().parents if dump.path else ()
+    return next((parent.name for parent in parents if parent.name and not parent.name.isdigit()), "")
+
+
+def run_replay(replay: Replay, dumps: list[Dump], rows: Callable[[Dump], Rows | None]) -> Summary:
     """Replays with the garbage collector off: flows hold no cycles, and looking for some among a million held flows takes half the time."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
-        return Replay(chain, now, sink, output, letters, fixed_now=fixed_now).run(find(paths, tell), rows, tell)
+        return replay.run(dumps, rows, tell)
     finally:
         gc.enable()
         gc.unfreeze()
@@ -221,7 +253,7 @@ def _opened(opening: Callable[[], T], name: str, option: str) -> T:
 
 def _leave_standard_output() -> None:
     """Python would try to write what is left in the buffer once more at exit, and print a traceback."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # It may be closed, and then is None.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -236,15 +268,12 @@ def run_demo(directory: Path) -> None:
         chain, _ = opened(stages, now, shipped / "tables")
     output, letters = directory / "flows.ndjson", directory / "dead-letters.ndjson"
     made, settings, _ = _output([], str(output))
-    try:
+    with reporting_output():
         _opened(lambda: directory.mkdir(parents=True, exist_ok=True), str(directory), "--to")
         tally = demo.Tally(_opened(lambda: made(settings), str(output), "--to"))
-        refused = _opened(lambda: letters.open("wb"), str(letters), "--to")
-        captures = [str(shipped / "captures")]
-        summary = run_replay(chain, now, tally, str(output), refused, captures, lambda _: None, fixed_now=True)
-    except OutputError as error:
-        tell(str(error))
-        sys.exit(NOTHING_READ)
+        refused = _opened(lambda: _open_private(letters), str(letters), "--to")
+        replay = Replay(chain, now, tally, str(output), refused, fixed_now=True)
+        summary = run_replay(replay, find([str(shipped / "captures")], tell), lambda _: None)
     for line in [*summary.lines(), "", *tally.lines(), "", f"The enriched flows are in {output}, what was refused and why in {letters}."]:
         say(line)
 

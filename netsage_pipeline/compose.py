@@ -33,10 +33,15 @@ class Configured(NamedTuple):
 def configured(conf: Path, directories: list[Path]) -> list[Configured]:
     """The stages that the settings in `conf` name, in order, also those that are switched off. SettingsError has all that is wrong."""
     if not conf.is_dir():
-        raise settings.SettingsError([f"{conf}: no such directory of settings"])
+        what = "is a file: name the directory it lies in" if conf.is_file() else "no such directory of settings"
+        raise settings.SettingsError([f"{conf}: {what}"])
     files = find(directories)
     stages = []
-    errors = []
+    errors = [
+        f"{path}: is not read: the name of a settings file ends in .toml"
+        for path in sorted(conf.iterdir())
+        if path.stem in files and path.suffix != ".toml"
+    ]
     for path in sorted(conf.glob("*.toml")):
         file = files.get(path.stem)
         if file is None:
@@ -124,6 +129,10 @@ def compose(stages: list[Configured], lookups: Lookups, now: Now, notes: Counter
             process = stage.file.make(stage.config, lookups, now)
         except Exception as error:
             raise settings.SettingsError([f"{stage.file.path}: its factory raised {type(error).__name__}: {error}"]) from error
+        if not callable(process):
+            raise settings.SettingsError(
+                [f"{stage.file.path}: {stage.file.factory}() returned {type(process).__name__}: return the function that takes a flow"]
+            )
         if stage.file.is_end:
             if not run:
                 line.append((stage.name, process))  # Replaced when the run is complete.

@@ -168,9 +168,10 @@ def _unit(key: str) -> str:
 def described(config: Settings, file: SettingsFile) -> Iterator[str]:
     """A line for each setting in effect: value, where it comes from, default and meaning."""
     for name, field in type(config).model_fields.items():
-        origin = file.origins.get(name) or ("settings file" if name in file.values else "default")
+        origin = file.origins.get(name) or ("settings file" if name in file.values else "")
         default = "required" if field.is_required() else f"default {shown(field.get_default(call_default_factory=True))}"
-        yield f"{name} = {shown(getattr(config, name))}  # {origin}; {default}; {field.description}"
+        notes = [f"from {origin}" if origin else "", default if origin else "default", str(field.description)]
+        yield f"{name} = {shown(getattr(config, name))}  # {'; '.join(filter(None, notes))}"
 
 
 def shown(value: Any) -> str:

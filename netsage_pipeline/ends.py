@@ -20,7 +20,7 @@ GIVEN = ("side", "ip", "asn")
 
 #: Bytes in memory of what is kept for each end, and of a result besides its values; measured by benchmarks/memory.py.
 END_BYTES = 340
-RESULT_BYTES = 1_200
+RESULT_BYTES = 900
 
 #: Fields of an end that are not merged to meta.<side>_<field>.
 _ELSEWHERE = frozenset(("scireg", "community", "private"))
@@ -94,7 +94,7 @@ class Memory:
         if self.bytes > self._generation_bytes:
             self._old, self.young, self._shared, self.bytes = self.young, {}, {}, 0
         if result.content not in self._shared:
-            self.bytes += RESULT_BYTES + len(result.content)
+            self.bytes += RESULT_BYTES + 2 * len(result.content)
             if result.content:
                 self._shared[result.content] = result
         remembered = self.young[key] = ip, result

@@ -61,7 +61,7 @@ class Stitching(Protocol):
         """The flow as it goes on to the next stage, afresh at every call."""
 
     def counts(self) -> dict[str, int]:
-        """What the summary says of it: parts, flows, late parts, ends that were not believed, flows held now."""
+        """What the summary says of it: parts, flows, passed (tstat), late parts, ends not believed, flows held now."""
 
 
 class Table(Protocol):

@@ -75,7 +75,12 @@ def find(paths: list[str], tell: Callable[[str], None]) -> list[Dump]:
                 tell("'': no such file or directory: is a variable empty?")
         except OSError as error:
             tell(f"{given}: cannot be read: {error.strerror or error}")
-    return sorted(dumps, key=lambda dump: (dump.captured, dump.name))
+    once: dict[Path | None, Dump] = {}
+    for dump in dumps:
+        kept = once.setdefault(dump.path and dump.path.resolve(), dump)
+        if kept is not dump:
+            tell(f"{dump.name}: is given twice: it is read once")
+    return sorted(once.values(), key=lambda dump: (dump.captured, dump.name))
 
 
 def _below(path: Path, tell: Callable[[str], None]) -> list[Dump]:
@@ -84,6 +89,9 @@ def _below(path: Path, tell: Callable[[str], None]) -> list[Dump]:
         found = [file for file in files if _holds_flows(file, tell)]
         if not found:
             tell(f"{path}: holds no flows: no nfcapd file and no JSON, .gz or .zst among its {len(files)} files")
+        strange = [file for file in files if file not in set(found) and not _is_known_to_be_empty(file)]
+        if found and strange:
+            tell(f"{path}: {len(strange)} of its {len(files)} files hold no flows and are passed over, the first is {strange[0]}")
         return [_dump(file) for file in found]
     if not path.exists():
         tell(f"{path}: no such file or directory")
@@ -146,6 +154,13 @@ def _holds_flows(path: Path, tell: Callable[[str], None]) -> bool:
         return False
     except _DAMAGE:
         return True  # Reading it will say what is wrong.
+
+
+def _is_known_to_be_empty(path: Path) -> bool:
+    """Hidden files, the file that nfcapd writes at the moment, and files without a record: nobody expects flows of them."""
+    if path.name.startswith((".", "nfcapd.current")) or not path.stat().st_size:
+        return True
+    return nfdump.is_nfcapd(path) and nfdump.is_empty(path)
 
 
 def _of_nfcapd(path: Path, rows: nfdump.Rows, counts: Counter[str]) -> Iterator[Message]:

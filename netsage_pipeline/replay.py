@@ -49,7 +49,8 @@ class Summary:
     def lines(self) -> list[str]:
         """The summary as it is printed."""
         rate = f"{self.read / self.seconds:,.0f} flows/s" if self.seconds else ""
-        lines = [f"read           {self.read:>12,}  flows of {self.files:,} files in {self.seconds:.1f} s, {rate}"]
+        files = "1 file" if self.files == 1 else f"{self.files:,} files"
+        lines = [f"read           {self.read:>12,}  flows of {files} in {self.seconds:.1f} s, {rate}"]
         lines += [f"not read       {'':>12}  {each}" for each in self.not_read]
         if self.rows["below_minimum"]:
             lines.append(f"left out       {self.rows['below_minimum']:>12,}  rows of nfdump below the minimum of bytes")
@@ -59,12 +60,14 @@ class Summary:
         if self.stitching:
             parts, flows = self.stitching["parts"], self.stitching["flows"]
             lines.append(f"stitched       {parts:>12,}  parts → {flows:,} flows")
+            if self.stitching["passed"]:
+                lines.append(f"not stitched   {self.stitching['passed']:>12,}  flows that came whole (tstat)")
             if self.stitching["late"]:
                 lines.append(f"               {self.stitching['late']:>12,}  parts came too late for their flow and opened a new one")
             if self.stitching["not believed"]:
                 lines.append(f"               {self.stitching['not believed']:>12,}  ends too far ahead of all others to be believed")
         lines += [f"noted          {count:>12,}  {note}" for note, count in sorted(self.notes.items())]
-        lines.append(f"remembered     {self.hit_rate:>12.1%}  of the ends of flows")
+        lines.append(f"remembered     {self.hit_rate:>12.1%}  of the ends, which were not looked up again")
         lines.append(f"written        {self.written:>12,}  flows")
         return lines
 
@@ -106,8 +109,9 @@ class Replay:
                             finished.clear()
                             progress.show(self._chain.read, dump)
                 except DumpError as error:
-                    self.summary.not_read.append(str(error))
-                    tell(str(error))
+                    if str(error) not in self.summary.not_read:  # Without nfdump every file fails alike.
+                        self.summary.not_read.append(str(error))
+                        tell(str(error))
         self._look_at_the_clock()
         self._write(finished)
         left = iter(self._chain.drain())
@@ -157,7 +161,6 @@ class Replay:
                 raise OutputError(self._full(self._dead_letters.name, error)) from None
 
     def _close(self) -> None:
-        self._write_letters()
         try:
             self._sink.close()
             name = self._output

@@ -65,7 +65,7 @@ class Stitching:
         self._wheel: dict[int, list[str]] = {}  # second → ids that may be finished by then
         self._seconds: list[int] = []  # heap of the wheel's seconds
         self._newest = NewestEnd()
-        self.parts = self.flows = self.late = 0
+        self.parts = self.flows = self.late = self.passed = 0
 
     @property
     def newest_end(self) -> float:
@@ -76,6 +76,7 @@ class Stitching:
         end = flow["end"]
         if meta.get("flow_type") == "tstat":
             self._newest.see(end)
+            self.passed += 1
             flow["stitched_flows"] = 0
             flow["@timestamp"] = flow["@ingest_time"]
             return (orjson.dumps(flow), 0, 0.0, 0.0, 0, 0, self._now.text, "")
@@ -192,6 +193,7 @@ class Stitching:
         return {
             "parts": self.parts,
             "flows": self.flows,
+            "passed": self.passed,
             "late": self.late,
             "not believed": self._newest.not_believed,
             "held": len(self._held),

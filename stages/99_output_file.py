@@ -8,6 +8,8 @@ Drops   nothing
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
 from typing import BinaryIO
 
@@ -28,7 +30,8 @@ class FileSink:
     """Writes each batch with one call; OSError where it cannot."""
 
     def __init__(self, config: Config) -> None:
-        self._file: BinaryIO = sys.stdout.buffer if config.path == "-" else open(config.path, "wb")  # noqa: SIM115, PTH123
+        self._to_standard_output = config.path == "-"
+        self._file: BinaryIO = _standard_output() if config.path == "-" else open(config.path, "wb")  # noqa: SIM115, PTH123
         self._together = config.flows_per_message
 
     def write(self, flows: list[Flow]) -> list[Refusal]:
@@ -46,10 +49,18 @@ class FileSink:
         return refused
 
     def close(self) -> None:
-        if self._file is sys.stdout.buffer:
+        if self._to_standard_output:
             self._file.flush()
         else:
             self._file.close()
+
+
+def _standard_output() -> BinaryIO:
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "standard output is closed")
+    # With PYTHONUNBUFFERED it is a raw file, whose write may take less than it is given.
+    raw = sys.stdout.buffer
+    return io.BufferedWriter(io.FileIO(raw.fileno(), "wb", closefd=False)) if isinstance(raw, io.RawIOBase) else raw
 
 
 def sink(config: Config) -> FileSink:

@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import termios
 import time
@@ -213,9 +214,11 @@ def test_the_summary_accounts_for_every_flow(tmp_path: Path) -> None:
         "10_preliminaries: start: not a number": 1,
         "10_preliminaries: meta.src_ip: not a text": 1,
         "stitched": 4,
+        "not stitched": 1,
         "60_scireg: not in the registry": 8,
         "written": 4,
     }
+    assert re.search(r"^not stitched +1  flows that came whole \(tstat\)$", outcome.err, re.MULTILINE)
     assert re.search(r"^stitched +4  parts → 3 flows$", outcome.err, re.MULTILINE)
     assert re.search(r"^read +10  flows of 2 files in \d+\.\d s, [\d,]+ flows/s$", outcome.err, re.MULTILINE)
     assert re.search(rf"^not read +{tmp_path}/cut.gz: is truncated or damaged: ", outcome.err, re.MULTILINE)
@@ -336,6 +339,17 @@ def test_a_dead_letter_of_a_type_that_was_corrected_by_hand_comes_through(tmp_pa
     assert (ports(outcome.flows), outcome.summary["dead letters"]) == ([1], 0)
 
 
+def test_a_flow_that_the_output_cannot_write_is_a_dead_letter_and_not_counted_as_written(tmp_path: Path) -> None:
+    body = "if flow['meta']['src_port'] == 2:\n    flow['big'] = 1 << 65\nreturn flow"
+    stages = stage_file(tmp_path / "stages", "97_big", body)
+    conf = conf_with(tmp_path, {"97_big": ""})
+    outcome = run("replay", written(tmp_path / "dump", SOME), "--conf", conf, "--stages", stages, "--dead-letters", tmp_path / "refused")
+    assert sorted(ports(outcome.flows)) == [1, 3]
+    assert (outcome.summary["written"], outcome.summary["99_output: integer beyond 64 bits"]) == (2, 1)
+    (letter,) = letters(tmp_path / "refused")
+    assert (letter["stage"], set(letter["payload"])) == ("99_output", {"base64"})
+
+
 # An operator's own stages
 
 
@@ -422,15 +436,15 @@ def test_config_shows_every_setting_of_every_stage() -> None:
     shown = run_real("config").out.decode()
     assert re.findall(r"^# .*/(\w+)\.toml$", shown, re.MULTILINE) == OURS
     assert shown.count("\nenabled = ") == len(OURS)
-    line = re.compile(r"\w+ = .+  # [^;]+; (default .+|required); \S.*")
+    line = re.compile(r"\w+ = .+  # (from [^;]+; )?(default|default [^;].*|required); \S.*")
     assert all(line.fullmatch(each) for each in shown.splitlines() if each and each[0] != "#")
 
 
 def test_config_of_one_stage_shows_that_alone() -> None:
     shown = run("config", "50_asn").out.decode().splitlines()
     assert shown[1:] == [
-        "enabled = true  # default; default true; Whether the stage runs",
-        'database = "GeoLite2-ASN.mmdb"  # default; default "GeoLite2-ASN.mmdb"; MaxMind ASN database, in NETSAGE_LOOKUPS unless absolute',
+        "enabled = true  # default; Whether the stage runs",
+        'database = "GeoLite2-ASN.mmdb"  # default; MaxMind ASN database, in NETSAGE_LOOKUPS unless absolute',
         "",
     ]
 
@@ -469,3 +483,80 @@ def test_the_garbage_collector_is_on_again_behind_a_replay(tmp_path: Path) -> No
     run("replay", written(tmp_path / "dump", *SOME), "--to", "/dev/null")
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
+
+
+def test_the_order_of_fields_does_not_depend_on_the_process(tmp_path: Path) -> None:
+    """Sets of texts have another order in every process."""
+    flows = written(tmp_path / "flows.ndjson", flow(a=1, b=2, c=3, meta={"x": "1", "y": "2", "z": "3"}))
+    outputs = {run_real("replay", flows, "--now", "1700000000", PYTHONHASHSEED=seed).out for seed in "123"}
+    assert len(outputs) == 1
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_replay_with_a_line(tmp_path: Path, signal_: signal.Signals) -> None:
+    command = ["replay", "-", "--to", tmp_path / "out"]
+    with subprocess.Popen([COMMAND, *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings(), text=True) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        while not (tmp_path / "out").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.send_signal(signal_)
+        assert "interrupted: the output is not complete" in process.stderr.read()
+        assert process.wait(20) == 130
+
+
+def test_dead_letters_are_for_their_owner_only(tmp_path: Path) -> None:
+    run("replay", written(tmp_path / "flows.ndjson", flow(start=None)), "--dead-letters", tmp_path / "refused")
+    assert (tmp_path / "refused").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_stage_file_without_settings_is_told(tmp_path: Path) -> None:
+    (tmp_path / "65_mine.py").write_text('"""65 mine: nothing."""')
+    result = run("check", "--stages", tmp_path)
+    assert f"{tmp_path}/65_mine.py: does not run: " in result.err
+
+
+def test_a_stage_that_forgets_to_return_the_flow_refuses_it(tmp_path: Path) -> None:
+    stage_file(tmp_path, "12_mine", "return")
+    conf = conf_with(tmp_path, {"12_mine": ""})
+    result = run("replay", written(tmp_path / "flows.ndjson", flow()), "--stages", tmp_path, "--conf", conf)
+    assert result.summary["12_mine: returned NoneType, which is neither the flow nor a reason to drop it"] == 1
+
+
+def test_a_factory_that_forgets_to_return_the_function_is_an_error_of_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "12_mine.py").write_text(
+        '"""12 mine: nothing."""\nfrom netsage_pipeline.config import Settings\nclass Config(Settings):\n    pass\n'
+        "def stage(config, lookups):\n    pass\n"
+    )
+    result = run("check", "--stages", tmp_path, "--conf", conf_with(tmp_path, {"12_mine": ""}))
+    assert result.code == 2
+    assert result.err.endswith("12_mine.py: stage() returned NoneType: return the function that takes a flow\n")
+
+
+def test_a_settings_file_with_another_ending_is_an_error(tmp_path: Path) -> None:
+    conf = conf_with(tmp_path, {})
+    (conf / "45_geoip.toml").rename(conf / "45_geoip.tml")
+    result = run("check", "--conf", conf)
+    assert result.code == 2
+    assert f"{conf}/45_geoip.tml: is not read: the name of a settings file ends in .toml" in result.err
+
+
+def test_a_file_given_twice_is_read_once(tmp_path: Path) -> None:
+    flows = written(tmp_path / "flows.ndjson", flow())
+    result = run("replay", flows, tmp_path)
+    assert result.summary["read"] == 1
+    assert "is given twice: it is read once" in result.err
+
+
+def test_an_output_stays_when_there_is_nothing_to_read(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("kept")
+    assert run("replay", tmp_path / "nothing", "--to", tmp_path / "kept").code == 1
+    assert (tmp_path / "kept").read_text() == "kept"
+
+
+def test_flows_and_dead_letters_do_not_go_to_one_file(tmp_path: Path) -> None:
+    flows = written(tmp_path / "flows.ndjson", flow())
+    result = run("replay", flows, "--to", tmp_path / "x", "--dead-letters", tmp_path / "x")
+    assert result.code == 2
+    assert "cannot take both" in result.err

@@ -194,15 +194,15 @@ def test_every_setting_is_described_with_value_origin_default_and_meaning(tmp_pa
     assert config is not None
     described_lines = list(described(config, file))
     assert described_lines == [
-        "enabled = true  # default; default true; Whether the stage runs",
-        "timeout_s = 5.0  # SECONDS; default 630; How long",
-        "memory_bytes = 7  # settings file; default 100; How much",
-        "names = []  # default; default []; Which",
-        "by_sensor = {}  # default; default {}; By sensor",
-        "rules = []  # default; default []; Rules",
-        'file = "b"  # default of NONE; default "a.mmdb"; Where',
-        f"key = ********  # {tmp_path}/secret; default ********; What nobody may know",
-        "optional = not set  # default; default not set; What need not be given",
+        "enabled = true  # default; Whether the stage runs",
+        "timeout_s = 5.0  # from SECONDS; default 630; How long",
+        "memory_bytes = 7  # from settings file; default 100; How much",
+        "names = []  # default; Which",
+        "by_sensor = {}  # default; By sensor",
+        "rules = []  # default; Rules",
+        'file = "b"  # from default of NONE; default "a.mmdb"; Where',
+        f"key = ********  # from {tmp_path}/secret; default ********; What nobody may know",
+        "optional = not set  # default; What need not be given",
     ]
 
 
@@ -282,7 +282,7 @@ def test_our_own_settings_hold_no_errors() -> None:
 
 
 def test_a_variable_of_the_environment_reaches_a_stage() -> None:
-    line = "inactivity_timeout_s = 900.0  # NETSAGE_INACTIVITY_TIMEOUT_S; default 630; "
+    line = "inactivity_timeout_s = 900.0  # from NETSAGE_INACTIVITY_TIMEOUT_S; default 630; "
     assert line in run("config", "40_aggregation", NETSAGE_INACTIVITY_TIMEOUT_S="900").out.decode()
     assert "NETSAGE_INACTIVITY_TIMEOUT_S" not in os.environ
 

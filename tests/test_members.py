@@ -142,6 +142,7 @@ def test_a_file_without_a_list_is_told(tmp_path: Path) -> None:
 )
 def test_a_file_that_cannot_be_converted_is_named_and_the_others_are_converted(tmp_path: Path, name: str, line: str) -> None:
     (tmp_path / "directory").mkdir()
+    (tmp_path / "tables").mkdir()
     (tmp_path / "latin.rb").write_bytes(b"# \xe9")
     (tmp_path / "good.rb").write_text("@asn_list['a'] = [1]\n@members['a'] = { '192.0.2.0/24' => 'A' }")
     outcome = run("lookups", "convert", tmp_path / name, tmp_path / "good.rb", lookups=tmp_path / "tables")
@@ -168,9 +169,10 @@ def test_lists_of_one_file_keep_their_order_and_the_chain_reads_what_was_written
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     source = tmp_path / "a.rb"
     source.write_text("@asn_list['a'] = [1]\n@members['a'] = { '192.0.2.0/24' => 'A' }")
-    (tmp_path / "tables").touch()
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "members").touch()
     outcome = run("lookups", "convert", source, lookups=tmp_path / "tables")
-    assert outcome.err.splitlines() == [f"{tmp_path}/tables/members: cannot be read or written: Not a directory"]
+    assert outcome.err.splitlines() == [f"{tmp_path}/tables/members: cannot be read or written: File exists"]
     assert outcome.code == 1
 
 

@@ -210,7 +210,7 @@ def test_a_directory_gives_the_files_that_begin_like_flows(tmp_path: Path) -> No
     (tmp_path / "dangling").symlink_to("nowhere")
     told: list[str] = []
     assert sorted(names([tmp_path], told)) == ["a.json", "b.gz", "c.zst", "d.log", "truncated.gz"]
-    assert told == []
+    assert told == [f"{tmp_path}: 2 of its 11 files hold no flows and are passed over, the first is {tmp_path}/notes.gz"]
 
 
 def test_a_directory_without_flows_is_told_and_the_others_are_read(tmp_path: Path) -> None:

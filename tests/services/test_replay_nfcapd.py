@@ -144,7 +144,8 @@ def test_files_in_the_making_and_files_without_records_are_passed_over(dumped: D
     assert (outcome.code, outcome.said, outcome.flows[0]["stitched_flows"]) == (0, [], 1)
     whole.unlink()
     outcome = run("replay", tmp_path / "a")
-    assert outcome.said == [f"{tmp_path}/a: holds no flows: no nfcapd file and no JSON, .gz or .zst among its 2 files"]
+    line = f"{tmp_path}/a: holds no flows: no nfcapd file and no JSON, .gz or .zst among its 2 files"
+    assert outcome.said == [line, "nothing could be read"]
     assert outcome.code == 1
 
 

@@ -429,7 +429,7 @@ def test_two_flows_of_one_id_held_in_the_same_second_expire_once() -> None:
     assert stage(part(5000)) is not None
     now.arrival = NOW + 631
     assert len(stage.expired()) == 1
-    assert stage.counts() == {"parts": 2, "flows": 2, "late": 0, "not believed": 0, "held": 0}
+    assert stage.counts() == {"parts": 2, "flows": 2, "passed": 0, "late": 0, "not believed": 0, "held": 0}
 
 
 class Watched(dict[str, Any]):
@@ -608,7 +608,7 @@ def test_at_the_end_all_held_flows_are_finished(clock: str) -> None:
     for name in "abc":
         stage(part(0, id=name))
     assert sorted(each["meta"]["id"] for each in flows(stage, stage.drain())) == ["a", "b", "c"]
-    assert stage.counts() == {"parts": 3, "flows": 3, "late": 0, "not believed": 0, "held": 0}
+    assert stage.counts() == {"parts": 3, "flows": 3, "passed": 0, "late": 0, "not believed": 0, "held": 0}
     assert stage.drain() == []
     now.arrival = NOW + DAY
     assert stage.expired() == []
