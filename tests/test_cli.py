@@ -494,12 +494,14 @@ def test_the_order_of_fields_does_not_depend_on_the_process(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_replay_with_a_line(tmp_path: Path, signal_: signal.Signals) -> None:
-    command = ["replay", "-", "--to", tmp_path / "out"]
-    with subprocess.Popen([COMMAND, *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings(), text=True) as process:
+    command = ["replay", "-", "--to", str(tmp_path / "out")]
+    with subprocess.Popen([str(COMMAND), *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings(), text=True) as process:
         assert process.stdin is not None
         assert process.stderr is not None
-        while not (tmp_path / "out").exists():
-            time.sleep(0.01)
+        for _ in range(1_000):
+            if (tmp_path / "out").exists():
+                break
+            time.sleep(0.02)
         time.sleep(0.2)
         process.send_signal(signal_)
         assert "interrupted: the output is not complete" in process.stderr.read()
