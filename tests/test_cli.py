@@ -495,7 +495,9 @@ def test_the_order_of_fields_does_not_depend_on_the_process(tmp_path: Path) -> N
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_replay_with_a_line(tmp_path: Path, signal_: signal.Signals) -> None:
     command = ["replay", "-", "--to", str(tmp_path / "out")]
-    with subprocess.Popen([str(COMMAND), *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings(), text=True) as process:
+    with subprocess.Popen(
+        [str(COMMAND), *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings(), text=True
+    ) as process:
         assert process.stdin is not None
         assert process.stderr is not None
         for _ in range(1_000):
