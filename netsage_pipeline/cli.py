@@ -283,10 +283,22 @@ def run_demo(directory: Path) -> None:
 @stages_option
 def check(conf: Path | None, directory: Path | None) -> None:
     """Check settings and lookup tables; all errors at once."""
-    with refusing_settings():
+    errors: list[str] = []
+    tables = Tables(folders.tables())
+    try:
         stages = stages_of(conf, directory)
-        _, tables = opened(stages, Now(), folders.tables())
-        _refuse_full_addresses(stages)
+    except config.SettingsError as error:
+        errors, stages = error.errors, error.usable
+    try:
+        Chain(stages, tables, Now())
+        if not errors:  # A stage that cannot be used might be the one that masks.
+            _refuse_full_addresses(stages)
+    except config.SettingsError as error:
+        errors = errors + error.errors
+    errors = errors + tables.broken
+    if errors:
+        with refusing_settings():
+            raise config.SettingsError(errors)
     for path in tables.missing:
         tell(f"{path}: no such table: its stage would go on as if nothing were found in it (tables are in NETSAGE_LOOKUPS)")
     running = sum(stage.config.enabled for stage in stages)

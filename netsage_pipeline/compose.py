@@ -67,7 +67,7 @@ def configured(conf: Path, directories: list[Path]) -> list[Configured]:
     if not stages and not errors:
         errors.append(f"{conf}: names no stage: copy the settings files of the stages that shall run into it")
     if errors:
-        raise settings.SettingsError(errors)
+        raise settings.SettingsError(errors, stages)
     return stages
 
 
@@ -116,7 +116,8 @@ class Steps(NamedTuple):
 
 
 def compose(stages: list[Configured], lookups: Lookups, now: Now, notes: Counter[str], *, remember: bool = True) -> Steps:
-    """Calls the factories. SettingsError if one of them fails."""
+    """Calls the factories. SettingsError with all that fail."""
+    errors: list[str] = []
     steps = Steps([], "", None, [], [], {})
     line = steps.behind
     run: list[EndStage] = []
@@ -128,11 +129,13 @@ def compose(stages: list[Configured], lookups: Lookups, now: Now, notes: Counter
         try:
             process = stage.file.make(stage.config, lookups, now)
         except Exception as error:
-            raise settings.SettingsError([f"{stage.file.path}: its factory raised {type(error).__name__}: {error}"]) from error
+            errors.append(f"{stage.file.path}: {stage.file.factory}() raised {type(error).__name__}: {error}")
+            continue
         if not callable(process):
-            raise settings.SettingsError(
-                [f"{stage.file.path}: {stage.file.factory}() returned {type(process).__name__}: return the function that takes a flow"]
+            errors.append(
+                f"{stage.file.path}: {stage.file.factory}() returned {type(process).__name__}: return the function that takes a flow"
             )
+            continue
         if stage.file.is_end:
             if not run:
                 line.append((stage.name, process))  # Replaced when the run is complete.
@@ -148,6 +151,8 @@ def compose(stages: list[Configured], lookups: Lookups, now: Now, notes: Counter
             entries[stage.name] = (line, len(line), [], set())
             line.append((stage.name, process))
     _close(run, line, steps.runs, written, notes, remember=remember)
+    if errors:
+        raise settings.SettingsError(errors)
     for name, (of, start, before, seen) in entries.items():
         rest = of[start:]
         if before:  # In the middle of a run: the stages from here on, on what the flow holds, without remembering.

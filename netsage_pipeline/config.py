@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,11 +33,12 @@ class Output(Settings):
 
 
 class SettingsError(Exception):
-    """One or more things are wrong with the settings; `errors` has a line for each."""
+    """One or more things are wrong with the settings; `errors` has a line for each, `usable` the stages with which nothing is wrong."""
 
-    def __init__(self, errors: list[str]) -> None:
+    def __init__(self, errors: list[str], usable: Sequence[Any] = ()) -> None:
         super().__init__("\n".join(errors))
         self.errors = errors
+        self.usable = list(usable)
 
 
 class SettingsFile(NamedTuple):

@@ -68,9 +68,6 @@ class Memory:
 
     def __init__(self, limit_bytes: int) -> None:
         self._generation_bytes = limit_bytes // 2
-        self.clear()
-
-    def clear(self) -> None:
         self.young: dict[Key, Remembered] = {}
         self._old: dict[Key, Remembered] = {}
         self._shared: dict[bytes, Result] = {}
@@ -167,12 +164,6 @@ class EndRun:
         if memory:
             self._remembered = memory.young
         return found
-
-    def forget(self) -> None:
-        """Forgets all results; called when a lookup table has changed."""
-        if self.memory:
-            self.memory.clear()
-            self._remembered = self.memory.young
 
     def _begin(self, side: str, flow: Flow) -> End:
         meta = flow["meta"]

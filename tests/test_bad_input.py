@@ -262,7 +262,7 @@ def test_a_stage_that_raises_costs_that_flow_and_its_text_is_not_told(tmp_path: 
         pytest.param(
             "65_mine",
             "from netsage_pipeline.config import Settings as Config\ndef stage(config, lookups):\n    return 1 / 0\n",
-            "{file}: its factory raised ZeroDivisionError: division by zero",
+            "{file}: stage() raised ZeroDivisionError: division by zero",
             id="a factory that raises",
         ),
         pytest.param(

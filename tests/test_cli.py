@@ -30,6 +30,7 @@ from tests.command import (
     run_real,
     stage_file,
     surroundings,
+    tables_with,
     written,
 )
 from tests.conftest import CONFORMANCE
@@ -564,3 +565,11 @@ def test_flows_and_dead_letters_do_not_go_to_one_file(tmp_path: Path) -> None:
     result = run("replay", flows, "--to", tmp_path / "x", "--dead-letters", tmp_path / "x")
     assert result.code == 2
     assert "cannot take both" in result.err
+
+
+def test_check_shows_wrong_settings_and_broken_tables_together(tmp_path: Path) -> None:
+    conf = conf_with(tmp_path, {"45_geoip": "databse = 1"})
+    result = run("check", "--conf", conf, lookups=tables_with(tmp_path, {"GeoLite2-ASN.mmdb": b"broken"}))
+    assert result.code == 2
+    assert f"{conf}/45_geoip.toml: databse: unknown setting, did you mean 'database'?" in result.err
+    assert "/GeoLite2-ASN.mmdb: is no MaxMind DB file" in result.err

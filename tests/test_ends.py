@@ -335,20 +335,6 @@ def test_nothing_is_remembered_without_a_memory() -> None:
     assert run.misses == 6
 
 
-def test_what_is_forgotten_is_worked_out_anew() -> None:
-    said = ["before"]
-
-    def process(end: End) -> None:
-        end["place"] = said[0]
-
-    run = run_of(process, 400_000)
-    assert meet(run, 1)["meta"]["src_place"] == "before"
-    said[0] = "after"
-    assert meet(run, 1)["meta"]["src_place"] == "before"
-    run.forget()
-    assert meet(run, 1)["meta"]["src_place"] == "after"
-
-
 def test_ends_differ_by_side_and_asn() -> None:
     def process(end: End) -> None:
         end["place"] = f"{end['side']} {end['asn']}"
