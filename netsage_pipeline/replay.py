@@ -202,7 +202,7 @@ class _Progress:
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(total=self._total or None, unit="B", unit_scale=True, disable=not self._terminal, leave=False)
         self._taken = 0
-        self._said = time.monotonic()
+        self._began = self._said = time.monotonic()
 
     def __enter__(self) -> _Progress:
         return self
@@ -215,8 +215,13 @@ class _Progress:
             self._bar.set_postfix_str(f"{flows:,} flows, {dump.name[-40:]}", refresh=False)
         elif time.monotonic() - self._said > PROGRESS_S:
             self._said = time.monotonic()
-            share = f"{self._taken / self._total:.0%} of the bytes, " if self._total else ""
-            sys.stderr.write(f"{share}{flows:,} flows read, now {dump.name}\n")
+            passed = self._said - self._began
+            rate = f"{flows:,} flows read, {flows / passed:,.0f} a second"
+            left = ""
+            if self._total and self._taken:  # Standard input has no size.
+                seconds = passed * (self._total - self._taken) / self._taken
+                left = f"{self._taken / self._total:.0%} of the bytes, about {seconds:,.0f} s left; "
+            sys.stderr.write(f"{left}{rate}, now {dump.name}\n")
 
     def advance(self, taken: int) -> None:
         self._taken += taken

@@ -273,10 +273,12 @@ def test_elsewhere_a_line_now_and_then_tells_how_far_it_is(tmp_path: Path, monke
     dump = many_flows(tmp_path / "dump")
     said = run("replay", dump).said
     assert len(said) >= 5
-    assert all(re.fullmatch(rf"\d+% of the bytes, [\d,]+ flows read, now {dump}", line) for line in said)
+    assert all(
+        re.fullmatch(rf"\d+% of the bytes, about [\d,]+ s left; [\d,]+ flows read, [\d,]+ a second, now {dump}", line) for line in said
+    )
     said = run("replay", "-", stdin=dump.read_bytes()).said
     assert said
-    assert all(re.fullmatch(r"[\d,]+ flows read, now standard input", line) for line in said)
+    assert all(re.fullmatch(r"[\d,]+ flows read, [\d,]+ a second, now standard input", line) for line in said)
 
 
 # Dead letters that are replayed
