@@ -28,8 +28,6 @@ DECODE = "decode"
 
 _KEYS = {"id", "stage", "reason", "source", "position", "payload"}
 
-Envelope = dict[str, Any]
-
 
 def envelope(stage: str, reason: str, source: str, position: str, payload: Any) -> bytes:
     """The envelope as JSON. The payload may be bytes, or any value, also such as strict JSON cannot write (NaN, lone surrogates)."""

@@ -87,7 +87,6 @@ class Replay:
         self._output = output
         self._dead_letters = dead_letters
         self._fixed_now = fixed_now
-        self._stitched = 0
         self.summary = Summary()
 
     def run(self, dumps: list[Dump], rows: Callable[[Dump], Rows | None], tell: Callable[[str], None]) -> Summary:

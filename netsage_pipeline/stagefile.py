@@ -77,11 +77,6 @@ class StageFile:
             return ""
         return next((name for name in ("stage", "end", "source", "sink") if name in defined), "")
 
-    @property
-    def title(self) -> str:
-        """The first sentence of the docstring, without the name."""
-        return self.docstring.split("\n\n")[0].replace("\n", " ").partition(": ")[2]
-
     def section(self, wanted: str) -> list[str]:
         """The lines of one section of the docstring, stripped."""
         lines: list[str] = []

@@ -391,7 +391,7 @@ OF_TYPE: dict[str, Callable[[Any], bool]] = {
 def test_a_docstring_has_all_sections(name: str) -> None:
     file = STAGES[name]
     assert file.docstring.startswith(f"{name.replace('_', ' ')}: ") or file.docstring.startswith(f"{name[:2]} {name[3:]}: ")
-    assert file.title.endswith(".")
+    assert file.docstring.split("\n\n")[0].endswith(".")
     for section in ("Reads", "Writes", "Source", "Drops"):
         assert file.section(section), section
 
