@@ -103,7 +103,7 @@ class Replay:
                             self.summary.files += 1
                             letters = _are_letters(message.body)
                         finished += self._letter(message) if letters else self._chain.take(*message)
-                        if len(finished) >= BATCH:
+                        if max(len(finished), len(self._chain.dead)) >= BATCH:
                             self._write(finished)
                             finished.clear()
                             progress.show(self._chain.read, dump)

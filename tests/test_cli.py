@@ -575,3 +575,19 @@ def test_check_shows_wrong_settings_and_broken_tables_together(tmp_path: Path) -
     assert result.code == 2
     assert f"{conf}/45_geoip.toml: databse: unknown setting, did you mean 'database'?" in result.err
     assert "/GeoLite2-ASN.mmdb: is no MaxMind DB file" in result.err
+
+
+def test_dead_letters_are_written_while_the_replay_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They must not wait in memory for flows that never come."""
+    waiting: list[int] = []
+    write = replay.Replay._write_letters
+
+    def watched(self: replay.Replay) -> None:
+        waiting.append(len(self._chain.dead))
+        write(self)
+
+    monkeypatch.setattr(replay.Replay, "_write_letters", watched)
+    refused = written(tmp_path / "flows.ndjson", *[flow(start=None)] * 5_000)
+    assert run("replay", refused, "--dead-letters", tmp_path / "dead").code == 0
+    assert sum(waiting) == 5_000
+    assert max(waiting) <= replay.BATCH
