@@ -17,7 +17,8 @@ _MAPPED = bytes(10) + b"\xff\xff"
 #: The longest text of an address: ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255
 _LONGEST = 45
 
-_LIKE_AN_ADDRESS = re.compile(r"[0-9A-Fa-f]*[:.][0-9A-Fa-f:.]+")
+# The lookbehind keeps a long run without a dot from being searched again from each of its characters.
+_LIKE_AN_ADDRESS = re.compile(r"(?<![0-9A-Fa-f:.])[0-9A-Fa-f]*[:.][0-9A-Fa-f:.]+")
 # Within a text that may say anything: IPv4 wherever it stands, IPv6 as a word of its own (Foo::Bar is none). A prefix such as 192.0.2.0/24
 # names a network and stays; 192.0.2.1/32 is an address.
 _SURELY_AN_ADDRESS = re.compile(
@@ -109,8 +110,10 @@ def masker(*ends: str) -> Callable[[Any], Any]:
 
 
 def _begins(packed: bytes) -> str:
-    """The characters that a text of an address can begin with, other than IPv4 as such, which has one notation only."""
-    first = f"{packed[0] << 8 | packed[1]:x}" if len(packed) == 16 else "0"
+    """The characters that a text of an address can begin with; IPv4 also as a mapped address."""
+    if len(packed) == 4:
+        return f"0:{str(packed[0])[0]}"
+    first = f"{packed[0] << 8 | packed[1]:x}"
     return f"0{first[0]}{first[0].upper()}{':' if first == '0' else ''}"
 
 
@@ -149,7 +152,7 @@ def _mask_glued(text: str, wanted: set[bytes], begins: set[str]) -> str:
         address = ""
         if text[begin] in begins:
             address = next((text for text, packed in _addresses_at(text, begin) if packed in wanted), "")
-        parts.append(mask(address) or text[begin])
+        parts.append(mask(_without_zeros(address)) or text[begin])
         begin += len(address) or 1
     return "".join(parts)
 
@@ -169,10 +172,15 @@ def _addresses_at(text: str, begin: int) -> Iterator[tuple[str, bytes]]:
     """The addresses that can be read from there, the longest first, each as text and in bytes."""
     candidate = text[begin : begin + _LONGEST]
     while candidate:
-        packed = parse(candidate)
+        packed = parse(_without_zeros(candidate))
         if packed is not None:
             yield candidate, unmapped(packed)
         candidate = candidate[: max(candidate.rfind("."), candidate.rfind(":"), 0)]
+
+
+def _without_zeros(text: str) -> str:
+    """192.000.002.001 as 192.0.2.1: no address to us, but some programs write it so."""
+    return text if ":" in text else ".".join(part.lstrip("0") or "0" for part in text.split(".")) if text else text
 
 
 def _written(packed: bytes) -> str:

@@ -99,8 +99,12 @@ class Chain:
         """Takes a dead letter in: its flow enters at the stage that refused it."""
         stage, origin = letter["stage"], (str(letter["source"]), str(letter["position"]))
         body = body_of(letter["payload"])
-        if stage == DECODE:
+        if stage == DECODE and not isinstance(letter["payload"], list):
             return self.take(body, *origin)
+        if stage == DECODE:  # An array within an array: no flow, and no message either.
+            self.read += 1
+            self._refuse(DECODE, "not an object", origin, letter["payload"])
+            return []
         steps = self._from(stage)
         if steps is None:
             self.read += 1

@@ -86,11 +86,11 @@ def main() -> None:
     """Flow records in, stitched and enriched flows without personal addresses out."""
 
 
-def stages_of(conf: Path | None, directory: Path | None) -> list[Configured]:
+def stages_of(conf: Path | None, directory: Path | None, unused: tuple[str, ...] = ()) -> list[Configured]:
     if directory is not None and not directory.is_dir():
         raise config.SettingsError([f"{directory}: no such directory of stages"])
     settings = conf or folders.shipped("conf.d")
-    stages = configured(settings, [folders.shipped("stages"), *([directory] if directory else [])])
+    stages = configured(settings, [folders.shipped("stages"), *([directory] if directory else [])], unused)
     for name, file in stagefile.find([directory] if directory else []).items():
         if not any(stage.name == name for stage in stages):
             tell(f"{file.path}: does not run: {settings / name}.toml is missing; an empty file means defaults")
@@ -134,12 +134,13 @@ def replay(
     """Run dumps through the chain: JSON, NDJSON, .gz, .zst, nfcapd files, dead letters, directories of them, - for standard input."""
     with refusing_settings():
         fixed = _unix_time(at)
-        stages = stages_of(conf, directory)
+        stages = stages_of(conf, directory, ("01_", "99_") if to else ("01_",))
         now = Now(fixed if fixed is not None else time.time(), judges=fixed is not None, clock=clock)
         chain, tables = opened(stages, now, folders.tables())
         _refuse_full_addresses(stages)
         made, settings, output = _output(stages if conf else [], to)
-        _refuse_overwriting(paths, {"--to": Path(output), "--dead-letters": dead_letters})
+        dumps = find(list(paths), tell)
+        _refuse_overwriting(dumps, {"--to": Path(output), "--dead-letters": dead_letters})
         if dead_letters is not None and dead_letters.absolute() == Path(output).absolute():
             raise config.SettingsError([f"{dead_letters}: cannot take both the flows and the dead letters: name another file"])
     for path in tables.missing:
@@ -148,7 +149,6 @@ def replay(
     def rows(dump: Dump) -> Rows:
         return Rows(sensor_id=sensor or sensor_of(dump), flow_type=flow_type, minimum_bytes=min_bytes)
 
-    dumps = find(list(paths), tell)
     if not dumps:  # The output is not opened, because that would empty it.
         tell("nothing could be read")
         sys.exit(NOTHING_READ)
@@ -221,7 +221,7 @@ def _refuse_full_addresses(stages: list[Configured]) -> None:
     if seen and not any(getattr(stage.config, "allow_full_addresses", False) for stage in outputs):
         where = outputs[0].settings_file.path if outputs else "the settings of an output (99_output_file.toml)"
         raise config.SettingsError(
-            [f"the output could see full addresses: {each}: enable it, or write allow_full_addresses = true into {where}" for each in seen]
+            [f"the output could see full addresses: {each}, or write allow_full_addresses = true into {where}" for each in seen]
         )
 
 
@@ -235,9 +235,9 @@ def _output(stages: list[Configured], to: str | None) -> tuple[Callable[[Any], S
     return file.module.sink, file.module.Config(path=to or "-"), "standard output" if to in (None, "-") else str(to)
 
 
-def _refuse_overwriting(paths: tuple[str, ...], written: dict[str, Path | None]) -> None:
+def _refuse_overwriting(dumps: list[Dump], written: dict[str, Path | None]) -> None:
     for option, path in written.items():
-        if path is not None and path.is_file() and any(Path(given).is_file() and path.samefile(given) for given in paths):
+        if path is not None and path.is_file() and any(dump.path is not None and path.samefile(dump.path) for dump in dumps):
             raise config.SettingsError([f"{path}: is read, so it cannot be written: name another file with {option}"])
 
 

@@ -30,45 +30,52 @@ class Configured(NamedTuple):
         return self.file.name
 
 
-def configured(conf: Path, directories: list[Path]) -> list[Configured]:
-    """The stages that the settings in `conf` name, in order, also those that are switched off. SettingsError has all that is wrong."""
+def configured(conf: Path, directories: list[Path], unused: tuple[str, ...] = ()) -> list[Configured]:
+    """The stages that the settings in `conf` name, in order, also those that are switched off. SettingsError has all that is wrong.
+
+    unused   beginnings of names; of such a stage nobody wants to know what is wrong with it, it is just not there
+    """
     if not conf.is_dir():
         what = "is a file: name the directory it lies in" if conf.is_file() else "no such directory of settings"
         raise settings.SettingsError([f"{conf}: {what}"])
     files = find(directories)
-    stages = []
+    stages: list[Configured] = []
     errors = [
         f"{path}: is not read: the name of a settings file ends in .toml"
         for path in sorted(conf.iterdir())
         if path.stem in files and path.suffix != ".toml"
     ]
     for path in sorted(conf.glob("*.toml")):
-        file = files.get(path.stem)
-        if file is None:
-            errors.append(f"{path}: no stage {path.stem}.py in {' or '.join(str(each) for each in directories)}")
-            continue
-        read = settings.read(path)
-        try:
-            model = file.module.Config
-        except StageFileError as error:
-            errors.append(str(error))
-            continue
-        except AttributeError:
-            errors.append(f"{file.path}: has no Config: give it 'class Config(Settings)'")
-            continue
-        if not file.factory:
-            errors.append(f"{file.path}: has no factory: give it 'def stage(config, lookups)' or 'def end(config, lookups)'")
-            continue
-        config, wrong = settings.settings_of(model, read)
-        errors += wrong
-        if config is not None:
-            stages.append(Configured(file, read, config))
+        stage, wrong = _configured(path, files, directories)
+        if stage is not None:
+            stages.append(stage)
+        elif not path.name.startswith(unused):
+            errors += wrong
     errors += _unwritten(stages, files)
     if not stages and not errors:
         errors.append(f"{conf}: names no stage: copy the settings files of the stages that shall run into it")
     if errors:
         raise settings.SettingsError(errors, stages)
     return stages
+
+
+def _configured(path: Path, files: dict[str, StageFile], directories: list[Path]) -> tuple[Configured | None, list[str]]:
+    """The stage of one settings file, or None and what is wrong."""
+    file = files.get(path.stem)
+    if file is None:
+        where = " or ".join(str(each) for each in directories)
+        return None, [f"{path}: no stage {path.stem}.py in {where}; --stages names a directory of your own"]
+    read = settings.read(path)
+    try:
+        model = file.module.Config
+    except StageFileError as error:
+        return None, [str(error)]
+    except AttributeError:
+        return None, [f"{file.path}: has no Config: give it 'class Config(Settings)'"]
+    if not file.factory:
+        return None, [f"{file.path}: has no factory: give it 'def stage(config, lookups)' or 'def end(config, lookups)'"]
+    config, wrong = settings.settings_of(model, read)
+    return (None if config is None else Configured(file, read, config)), wrong
 
 
 def _unwritten(stages: list[Configured], files: dict[str, StageFile]) -> list[str]:
@@ -89,19 +96,34 @@ def _unwritten(stages: list[Configured], files: dict[str, StageFile]) -> list[st
 
 
 def sees_addresses(stages: list[Configured]) -> list[str]:
-    """What keeps a chain from removing all full addresses, a line each; empty if its output cannot see one."""
-    masked = {
-        (stage.file.factory, name)
-        for stage in stages
-        if stage.config.enabled
+    """What keeps a chain from removing all full addresses, and what to do, a line each; empty if its output cannot see one."""
+    running = [stage for stage in stages if stage.config.enabled and not stage.file.is_io]
+    masks = {
+        (stage.file.factory, name): stage.name
+        for stage in running
         for name, meaning in stage.file.writes.items()
         if meaning.startswith("ip-masked")
     }
-    wanted = {
-        ("end", "ip"): "70_deidentify, which masks src_ip and dst_ip",
-        ("stage", "*"): "41_leftovers, which masks addresses in unknown fields",
-    }
-    return [f"{what}, does not run" for masks, what in wanted.items() if masks not in masked]
+    ends, unknown = masks.get(("end", "ip")), masks.get(("stage", "*"))
+    lines = []
+    if ends is None:
+        lines.append("70_deidentify, which masks src_ip and dst_ip, does not run: enable it")
+    if unknown is None:
+        lines.append("41_leftovers, which masks addresses in unknown fields, does not run: enable it")
+    if not any("meta.src_asn" in stage.file.writes for stage in running if stage.file.factory == "stage"):
+        lines.append("10_preliminaries, which makes numbers of what should be numbers, does not run: enable it")
+    if ends and unknown:
+        for stage in running:
+            if stage.file.factory == "stage" and unknown < stage.name < ends and _may_read_addresses(stage.file):
+                lines.append(
+                    f"{stage.name} reads full addresses between {unknown} and {ends}, so what it writes is not masked: "
+                    f"give it a number below {unknown[:2]} or above {ends[:2]}, or make it an end stage"
+                )
+    return lines
+
+
+def _may_read_addresses(file: StageFile) -> bool:
+    return not file.section("Reads") or any(name in ("*", "meta", "meta.src_ip", "meta.dst_ip") for name in file.reads)
 
 
 class Steps(NamedTuple):

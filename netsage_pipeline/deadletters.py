@@ -26,6 +26,9 @@ from netsage_pipeline.jsonvalues import has_nan
 #: The stage named in envelopes of what could not be read as flows.
 DECODE = "decode"
 
+#: What every envelope holds, whoever has written it anew, and hardly any flow.
+LETTER = b'"payload"'
+
 _KEYS = {"id", "stage", "reason", "source", "position", "payload"}
 
 
@@ -64,8 +67,12 @@ def _base64(body: bytes) -> bytes:
     return b'{"base64":"%s"}' % base64.b64encode(body)
 
 
+def looks_like_envelope(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == _KEYS
+
+
 def is_envelope(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == _KEYS and isinstance(value["stage"], str) and _has_body(value["payload"])
+    return looks_like_envelope(value) and isinstance(value["stage"], str) and _has_body(value["payload"])
 
 
 def _has_body(payload: Any) -> bool:

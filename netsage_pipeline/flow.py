@@ -45,8 +45,8 @@ class Stitching(Protocol):
     """What the factory of the one stage that holds flows returns."""
 
     @property
-    def newest_end(self) -> float:
-        """The newest end of all flows that can be believed, unix seconds; -inf at first."""
+    def gone(self) -> float:
+        """How far the newest end of all flows that can be believed went so far, seconds."""
 
     def __call__(self, flow: Flow) -> Finished | None:
         """Takes a part in; gives the flow that it finished, if any."""

@@ -7,6 +7,7 @@ these compressed with gzip or zstd, or be one of nfcapd's, which nfdump reads.
 from __future__ import annotations
 
 import calendar
+import contextlib
 import json
 import re
 import sys
@@ -132,12 +133,22 @@ def captured(path: Path) -> float:
             return float(calendar.timegm(time.strptime(stamp[1] + (stamp[2] or "00"), "%Y%m%d%H%M%S")))
         except ValueError:
             pass
+    with contextlib.suppress(DumpError):
+        for message in islice(messages(Dump(path, 0, 0), None, Counter()), 100):
+            start = _start(message.body)
+            if start is not None:
+                return start
+    return float("inf")
+
+
+def _start(body: bytes) -> float | None:
+    """The start of the first flow of a message, unix seconds; None if it has none."""
     try:
-        first: Any = orjson.loads(next(messages(Dump(path, 0, 0), None, Counter())).body)
+        first: Any = orjson.loads(body)
         flow = first[0] if isinstance(first, list) else first
         start = float(flow.get("payload", flow)["start"])
-    except (StopIteration, DumpError, LookupError, TypeError, ValueError, AttributeError):
-        return float("inf")
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
     return start / 1000 if start > 9_999_999_999 else start
 
 

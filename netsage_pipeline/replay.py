@@ -14,7 +14,7 @@ import orjson
 from tqdm import tqdm
 
 from netsage_pipeline.chain import Chain
-from netsage_pipeline.deadletters import is_envelope
+from netsage_pipeline.deadletters import LETTER, is_envelope, looks_like_envelope
 from netsage_pipeline.flow import Finished, Flow, Now, Sink
 from netsage_pipeline.nfdump import Rows
 from netsage_pipeline.read import Dump, DumpError, Message, messages
@@ -63,9 +63,9 @@ class Summary:
             if self.stitching["passed"]:
                 lines.append(f"not stitched   {self.stitching['passed']:>12,}  flows that came whole (tstat)")
             if self.stitching["late"]:
-                lines.append(f"               {self.stitching['late']:>12,}  parts came too late for their flow and opened a new one")
+                lines.append(f"               {self.stitching['late']:>12,}  parts came later than lateness_s and opened a flow")
             if self.stitching["not believed"]:
-                lines.append(f"               {self.stitching['not believed']:>12,}  ends too far ahead of all others to be believed")
+                lines.append(f"               {self.stitching['not believed']:>12,}  ends a day or more ahead of the flows before them")
         lines += [f"noted          {count:>12,}  {note}" for note, count in sorted(self.notes.items())]
         lines.append(f"remembered     {self.hit_rate:>12.1%}  of the ends, which were not looked up again")
         lines.append(f"written        {self.written:>12,}  flows")
@@ -87,6 +87,7 @@ class Replay:
         self._output = output
         self._dead_letters = dead_letters
         self._fixed_now = fixed_now
+        now.arrival = 0.0  # It counts from the first flows, so that it is never ahead of this machine's time.
         self.summary = Summary()
 
     def run(self, dumps: list[Dump], rows: Callable[[Dump], Rows | None], tell: Callable[[str], None]) -> Summary:
@@ -101,8 +102,7 @@ class Replay:
                             self._look_at_the_clock()
                         if number == 0:
                             self.summary.files += 1
-                            letters = _are_letters(message.body)
-                        finished += self._letter(message) if letters else self._chain.take(*message)
+                        finished += self._take(message)
                         if max(len(finished), len(self._chain.dead)) >= BATCH:
                             self._write(finished)
                             finished.clear()
@@ -121,24 +121,27 @@ class Replay:
         return self.summary
 
     def _look_at_the_clock(self) -> None:
-        """Moves the time of the batch, and the arrival clock by as much as the newest end went, never ahead of this machine's time."""
+        """Moves the time of the batch, and the arrival clock by as much as the newest end went. With a fixed time neither moves."""
         if self._fixed_now:
             return
         self._now.set(time.time())
         if self._chain.stitching is not None:
-            newest = self._chain.stitching.newest_end
-            if newest > float("-inf"):
-                self._now.arrival = min(newest, self._now.seconds)
+            self._now.arrival = self._chain.stitching.gone
 
-    def _letter(self, message: Message) -> list[Finished]:
+    def _take(self, message: Message) -> list[Finished]:
+        """Lets a message in: a flow, an array of flows, or a dead letter."""
+        if LETTER not in message.body:
+            return self._chain.take(*message)
         try:
             letter = orjson.loads(message.body)
         except orjson.JSONDecodeError:
             letter = None
-        if not is_envelope(letter):
+        if is_envelope(letter):
+            return self._chain.enter(letter)
+        if looks_like_envelope(letter):
             self._chain.refuse_message("not a dead letter", *message)
             return []
-        return self._chain.enter(letter)
+        return self._chain.take(*message)
 
     def _write(self, finished: list[Finished]) -> None:
         flows: list[Flow] = self._chain.enrich(finished)
@@ -184,13 +187,6 @@ class Replay:
         summary.read, summary.dropped, summary.refused, summary.notes = chain.read, chain.dropped, chain.refused, chain.notes
         summary.stitching = chain.stitching.counts() if chain.stitching is not None else {}
         summary.hit_rate = chain.hit_rate()
-
-
-def _are_letters(body: bytes) -> bool:
-    try:
-        return is_envelope(orjson.loads(body))
-    except orjson.JSONDecodeError:
-        return False
 
 
 class _Progress:

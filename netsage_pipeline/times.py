@@ -52,6 +52,7 @@ class NewestEnd:
 
     def __init__(self) -> None:
         self.value = float("-inf")  #: unix seconds
+        self.gone = 0.0  #: seconds that it went since the first flows
         self.not_believed = 0
         self._last: deque[float] = deque(maxlen=self.SEEN)
         self._bound = float("-inf")
@@ -68,9 +69,11 @@ class NewestEnd:
             self._bound = ends[len(ends) // 2] + self.DAY
             if self.value == float("-inf"):
                 self.value = max(e for e in ends if e <= self._bound)
+                self.gone = self.value - ends[len(ends) // 10]  # The very first may be far behind, and wrong.
                 self.not_believed += sum(e > self._bound for e in ends)
                 return
         if end <= self._bound:
+            self.gone += end - self.value
             self.value = end
         elif self._bound > float("-inf"):
             self.not_believed += 1

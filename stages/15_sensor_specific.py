@@ -75,7 +75,8 @@ class Config(Settings):
 def stage(config: Config, _lookups: Lookups) -> FlowProcess:
     ifindexes = config.ifindex_filter
     names = {(rule.sensor, rule.ifindex): rule.name for rule in config.rename}
-    factors = {rule.sensor: rule.factor for rule in config.sampling}
+    # A whole factor as an integer, because a float has not all digits of a large count.
+    factors = {rule.sensor: int(rule.factor) if rule.factor.is_integer() else rule.factor for rule in config.sampling}
     subnets = config.subnet_filter
     subnets_of = {sensor: _prefixes([*subnets.all, *own]) for sensor, own in subnets.by_sensor.items() if own}
     subnets_of_all = _prefixes(subnets.all) if subnets.all else None

@@ -69,7 +69,12 @@ class Stitching:
 
     @property
     def newest_end(self) -> float:
+        """Unix seconds; -inf at first."""
         return self._newest.value
+
+    @property
+    def gone(self) -> float:
+        return self._newest.gone
 
     def __call__(self, flow: Flow) -> Finished | None:
         meta, values = flow["meta"], flow["values"]
@@ -103,7 +108,7 @@ class Stitching:
         if not flow.keys() <= _OF_A_PART:
             flow = {name: value for name, value in flow.items() if name == "@ingest_time" or not (name[:1] == "@" or name == "tags")}
         # Raises where a part cannot be held: until here nothing has changed. The copy takes a quarter of the memory, because orjson
-        # leaves a text in the buffer that it grew in (4,640 and 1,202 bytes a held flow: benchmarks/memory.py).
+        # leaves a text in the buffer that it grew in (docs/design.md, Stitching).
         first = bytes(memoryview(orjson.dumps(flow)))
         finished = None if held is None else self._finished(held)
         if self._event and end + self._lateness < self._newest.value:

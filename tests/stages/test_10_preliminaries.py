@@ -405,3 +405,23 @@ def test_any_json_value_in_any_field_is_typed_dropped_or_refused(changes: dict[s
     assert 0 <= got["start"] <= got["end"]
     assert all(type(at(field, got)) in (float, object) for field in NUMBERS)
     assert all(type(at(field, got)) in (int, object) for field in INTEGERS)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({"meta": {"src_ip": "10.0.0.1"}, "values": "x"}, id="values that are no object"),
+        pytest.param({"meta": {"src_ip": "10.0.0.1", "dst_ip": 5}}, id="an address that is no text at the other end"),
+        pytest.param({"meta": {"src_ip": 5, "dst_ip": "10.0.0.1"}}, id="an address that is no text at this end"),
+    ],
+)
+def test_drops_of_private_addresses_come_first(given: dict[str, Any]) -> None:
+    assert preliminaries.stage(preliminaries.Config(), nothing, Now(judges=False))(given) == "private address"
+
+
+@pytest.mark.parametrize("number", [-0.5, "-0.2", "-0.0000001"])
+@pytest.mark.parametrize("name", ["num_bits", "num_packets"])
+def test_a_negative_fraction_is_negative(name: str, number: float | str) -> None:
+    process = preliminaries.stage(preliminaries.Config(), nothing, Now(judges=False))
+    with pytest.raises(Refused, match=rf"values\.{name}: negative"):
+        process(flow(values={name: number}))

@@ -495,6 +495,7 @@ def test_by_event_a_flow_expires_when_the_newest_end_is_far_past_its_own() -> No
     stage(part(0, 5 + 630 + 3600 + 1, id="z"))
     assert [each["meta"]["id"] for each in flows(stage, stage.expired())] == ["a"]
     assert stage.newest_end == NOW + 5 + 630 + 3600 + 1
+    assert stage.gone == 1
 
 
 def test_by_event_lateness_is_a_setting() -> None:
