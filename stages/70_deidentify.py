@@ -28,9 +28,10 @@ def end(config: Config, _lookups: Lookups) -> EndProcess:
     def process(end: End) -> None:
         ip = end["ip"]
         masked = mask(ip)
-        for name, value in end.items():
-            if name not in GIVEN and _may_hold_addresses(value):
-                end[name] = mask_every(masker(ip)(value))
+        holding = [name for name, value in end.items() if name not in GIVEN and _may_hold_addresses(value)]
+        if holding:
+            hide = masker(ip)
+            end.update({name: mask_every(hide(end[name])) for name in holding})
         if masked is None and config.keep_private:
             end.setdefault("private", {})[f"{end['side']}_ip"] = f"invalid ip: {ip}"
         end["ip"] = masked or INVALID
@@ -42,4 +43,6 @@ def _may_hold_addresses(value: Any) -> bool:
     """False for most, quickly: an address has a dot or a colon in it."""
     if isinstance(value, str):
         return "." in value or ":" in value
-    return isinstance(value, dict | list) and any(map(_may_hold_addresses, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, dict):
+        return any(map(_may_hold_addresses, (*value, *value.values())))
+    return isinstance(value, list) and any(map(_may_hold_addresses, value))
