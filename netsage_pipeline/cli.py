@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ Examples:
   netsage-pipeline lookups show 198.51.100.7
 
 Lookup tables are read from the directory NETSAGE_LOOKUPS. Exit status: 0 done (also when flows were refused), 1 nothing could be read or
-written, 2 something is wrong with the settings.
+written, 2 something is wrong with the settings, 130 interrupted.
 """
 
 conf_option = click.option("--conf", type=click.Path(path_type=Path), help="Directory of settings; default: ours")
@@ -168,6 +169,7 @@ def replay(
 @contextlib.contextmanager
 def reporting_output() -> Iterator[None]:
     """An output that cannot be written, or a signal, ends the program with a line that says how far it came."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except OutputError as error:
@@ -181,7 +183,14 @@ def reporting_output() -> Iterator[None]:
 
 def _open_private(path: Path) -> BinaryIO:
     """Dead letters of stages before 70 hold full addresses: the file is for its owner alone."""
-    return open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+    def opener(name: str, flags: int) -> int:
+        file = os.open(name, flags, 0o600)
+        if stat.S_ISREG(os.fstat(file).st_mode):  # It may have been there before, for others to read.
+            os.fchmod(file, 0o600)
+        return file
+
+    return open(path, "wb", opener=opener)
 
 
 def sensor_of(dump: Dump) -> str:
@@ -192,7 +201,6 @@ def sensor_of(dump: Dump) -> str:
 
 def run_replay(replay: Replay, dumps: list[Dump], rows: Callable[[Dump], Rows | None]) -> Summary:
     """Replays with the garbage collector off: flows hold no cycles, and looking for some among a million held flows takes half the time."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.collect()
     gc.freeze()
     gc.disable()

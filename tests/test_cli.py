@@ -513,7 +513,11 @@ def test_a_signal_ends_a_replay_with_a_line(tmp_path: Path, signal_: signal.Sign
         assert process.wait(20) == 130
 
 
-def test_dead_letters_are_for_their_owner_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("there_before", [False, True])
+def test_dead_letters_are_for_their_owner_only(tmp_path: Path, there_before: bool) -> None:
+    if there_before:
+        (tmp_path / "refused").write_bytes(b"")
+        (tmp_path / "refused").chmod(0o644)
     run("replay", written(tmp_path / "flows.ndjson", flow(start=None)), "--dead-letters", tmp_path / "refused")
     assert (tmp_path / "refused").stat().st_mode & 0o777 == 0o600
 
