@@ -88,9 +88,10 @@ def _below(path: Path, tell: Callable[[str], None]) -> list[Dump]:
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         found = [file for file in files if _holds_flows(file, tell)]
+        passed_over = set(files).difference(found)
         if not found:
             tell(f"{path}: holds no flows: no nfcapd file and no JSON, .gz or .zst among its {len(files)} files")
-        strange = [file for file in files if file not in set(found) and not _is_known_to_be_empty(file)]
+        strange = [file for file in files if file in passed_over and not _is_known_to_be_empty(file)]
         if found and strange:
             tell(f"{path}: {len(strange)} of its {len(files)} files hold no flows and are passed over, the first is {strange[0]}")
         return [_dump(file) for file in found]

@@ -163,15 +163,12 @@ class Replay:
                 raise OutputError(self._full(self._dead_letters.name, error)) from None
 
     def _close(self) -> None:
-        try:
-            self._sink.close()
-            name = self._output
-        except OSError as error:
-            raise OutputError(self._full(self._output, error)) from None
+        closing = [(self._output, self._sink.close)]
         if self._dead_letters is not None:
-            name = self._dead_letters.name
+            closing.append((self._dead_letters.name, self._dead_letters.close))
+        for name, close in closing:
             try:
-                self._dead_letters.close()
+                close()
             except OSError as error:
                 raise OutputError(self._full(name, error)) from None
 
