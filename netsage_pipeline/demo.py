@@ -10,7 +10,7 @@ from typing import TypeVar
 import orjson
 
 from netsage_pipeline.compose import Configured
-from netsage_pipeline.flow import Flow, Refusal, Sink
+from netsage_pipeline.flow import Flow, Sink, Stored
 
 
 def now(directory: Path) -> float:
@@ -36,7 +36,7 @@ class Tally:
         self.scopes: Counter[str] = Counter()  #: country scope → bits
         self.flows: Counter[str] = Counter()  #: discipline or scope → flows
 
-    def write(self, flows: list[Flow]) -> list[Refusal]:
+    def write(self, batch: int, flows: list[Flow]) -> None:
         for flow in flows:
             meta, bits = flow["meta"], flow["values"].get("num_bits", 0)
             self.pairs[meta["src_preferred_org"], meta["dst_preferred_org"]] += bits
@@ -46,7 +46,10 @@ class Tally:
             scope = meta.get("country_scope", "(none)")
             self.scopes[scope] += bits
             self.flows[scope] += 1
-        return self._sink.write(flows)
+        self._sink.write(batch, flows)
+
+    def stored(self, seconds: float = 0) -> list[Stored]:
+        return self._sink.stored(seconds)
 
     def close(self) -> None:
         self._sink.close()

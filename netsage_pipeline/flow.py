@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from netsage_pipeline.times import iso
 
@@ -32,13 +32,65 @@ Refusal = tuple[Flow, str]
 
 
 class Sink(Protocol):
-    """What the factory `sink` of an output returns."""
+    """What the factory `sink` of an output returns. It may work on several batches at once."""
 
-    def write(self, flows: list[Flow]) -> list[Refusal]:
-        """Writes a batch; gives the flows that can never be written. OSError if nothing can be written now."""
+    def write(self, batch: int, flows: list[Flow]) -> None:
+        """Takes a batch in, to be stored now or later. OSError if nothing can be written any more."""
+
+    def stored(self, seconds: float = 0) -> list[Stored]:
+        """The batches that are stored by now, each once; waits for at most so many seconds until there is one."""
 
     def close(self) -> None:
-        """Writes what is buffered."""
+        """Writes what is buffered and leaves; what is not stored by then is not."""
+
+
+class Stored(NamedTuple):
+    """A batch that is stored: it will be there after any crash of anybody."""
+
+    batch: int
+    flows: int  #: that were written
+    refusals: list[Refusal]  #: the flows in it that can never be written
+
+
+class Delivery(NamedTuple):
+    """A message as an input got it."""
+
+    body: bytes
+    message_id: str  #: "" if its sender gave none
+
+
+class Source(Protocol):
+    """What the factory `source` of an input returns. It comes back by itself when it is cut off."""
+
+    @property
+    def name(self) -> str:
+        """What dead letters say of where their message came from: the queue."""
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether nothing was delivered for a second and there is nothing left to be delivered."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can come."""
+
+    def receive(self, seconds: float) -> list[Delivery]:
+        """The next batch of messages, in order; empty when none came for so long."""
+
+    def acknowledge(self) -> None:
+        """All that was received is durable."""
+
+    def pause(self) -> None:
+        """Gives back what is not acknowledged and takes nothing until the next `receive`."""
+
+    def bury(self, number: int, message_id: str, letter: bytes) -> None:
+        """Takes a dead letter in, to be stored where dead letters of this input are kept."""
+
+    def buried(self) -> list[int]:
+        """The numbers of the dead letters that are stored by now, each once."""
+
+    def close(self) -> None:
+        """Leaves; what is not acknowledged is given back."""
 
 
 class Stitching(Protocol):

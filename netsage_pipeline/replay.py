@@ -146,13 +146,17 @@ class Replay:
     def _write(self, finished: list[Finished]) -> None:
         flows: list[Flow] = self._chain.enrich(finished)
         try:
-            for flow, reason in self._sink.write(flows):
-                self._chain.refuse("99_output", reason, flow)
-                self.summary.written -= 1
+            self._sink.write(0, flows)
+            self._count_stored()
         except OSError as error:
             raise OutputError(self._full(self._output, error)) from None
-        self.summary.written += len(flows)
         self._write_letters()
+
+    def _count_stored(self) -> None:
+        for _, written, refusals in self._sink.stored():
+            self.summary.written += written
+            for flow, reason in refusals:
+                self._chain.refuse("99_output", reason, flow)
 
     def _write_letters(self) -> None:
         letters, self._chain.dead = self._chain.dead, []

@@ -17,7 +17,7 @@ import orjson
 from pydantic import Field
 
 from netsage_pipeline.config import Output
-from netsage_pipeline.flow import Flow, Refusal
+from netsage_pipeline.flow import Flow, Refusal, Stored
 from netsage_pipeline.jsonvalues import fault
 
 
@@ -33,9 +33,10 @@ class FileSink:
         self._to_standard_output = config.path == "-"
         self._file: BinaryIO = _standard_output() if config.path == "-" else open(config.path, "wb")  # noqa: SIM115, PTH123
         self._together = config.flows_per_message
+        self._stored: list[Stored] = []
 
-    def write(self, flows: list[Flow]) -> list[Refusal]:
-        refused = []
+    def write(self, batch: int, flows: list[Flow]) -> None:
+        refused: list[Refusal] = []
         try:
             lines = [orjson.dumps(flow) for flow in flows]
         except TypeError:
@@ -46,7 +47,12 @@ class FileSink:
             lines = [b"[" + b",".join(lines[i : i + self._together]) + b"]" for i in range(0, len(lines), self._together)]
         if lines:
             self._file.write(b"\n".join(lines) + b"\n")
-        return refused
+        self._stored.append(Stored(batch, len(flows) - len(refused), refused))
+
+    def stored(self, _seconds: float = 0) -> list[Stored]:
+        self._file.flush()
+        stored, self._stored = self._stored, []
+        return stored
 
     def close(self) -> None:
         if self._to_standard_output:

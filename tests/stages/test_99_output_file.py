@@ -18,7 +18,13 @@ output_file = load_stage("99_output_file")
 def written(path: Path, *batches: list[dict[str, Any]], **settings: Any) -> tuple[bytes, list[Any]]:
     """The file after these batches, and what was refused."""
     sink = output_file.sink(output_file.Config(path=str(path), **settings))
-    refused = [refusal for batch in batches for refusal in sink.write(batch)]
+    for number, batch in enumerate(batches):
+        sink.write(number, batch)
+    stored = sink.stored()
+    assert [each.batch for each in stored] == list(range(len(batches)))
+    assert sink.stored() == []
+    refused = [refusal for each in stored for refusal in each.refusals]
+    assert sum(each.flows for each in stored) == sum(map(len, batches)) - len(refused)
     sink.close()
     return path.read_bytes(), refused
 
@@ -73,7 +79,7 @@ def test_a_dash_is_standard_output_which_stays_open(monkeypatch: pytest.MonkeyPa
     output = io.TextIOWrapper(io.BytesIO())
     monkeypatch.setattr(sys, "stdout", output)
     sink = output_file.sink(output_file.Config())
-    sink.write([{"a": 1}])
+    sink.write(0, [{"a": 1}])
     sink.close()
     assert not output.closed
     output.buffer.seek(0)
@@ -90,10 +96,10 @@ def test_a_file_that_cannot_be_opened_is_an_oserror(path: str, tmp_path: Path) -
 def test_a_full_disk_is_an_oserror() -> None:
     sink = output_file.sink(output_file.Config(path="/dev/full"))
     with pytest.raises(OSError, match="No space left"):
-        sink.write([{"a": "x" * 100_000}])
+        sink.write(0, [{"a": "x" * 100_000}])
     sink.close()
     sink = output_file.sink(output_file.Config(path="/dev/full"))
-    sink.write([{"a": 1}])
+    sink.write(0, [{"a": 1}])
     with pytest.raises(OSError, match="No space left"):
         sink.close()
 
