@@ -3,18 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test test-services check bench torture docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/netsage-pipeline demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --ignore tests/services
+
+# With what is installed of rabbitmq-server and nfdump; what is not is skipped.
+test-services: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/services
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Kills workers while flows are published: make torture KILLS=200 FLOWS=1000000 SEED=7
+torture: $(VENV)/installed
+	$(BIN)/python -m tests.services.torture --kills $(or $(KILLS),200) --flows $(or $(FLOWS),1000000) $(if $(SEED),--seed $(SEED))
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/chain.py

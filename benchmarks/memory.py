@@ -1,4 +1,4 @@
-"""What the chain keeps in memory: bytes a held flow, with a million of them, and bytes a remembered end.
+"""What is kept in memory: bytes a held flow, with a million of them, also after a restart; a remembered end; a message's key.
 
     python benchmarks/memory.py [--flows 1000000]
 
@@ -24,6 +24,7 @@ from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import configured
 from netsage_pipeline.ends import EndRun, Memory
 from netsage_pipeline.flow import Now
+from netsage_pipeline.ledger import KEY_BYTES, Commit, Ledger
 from netsage_pipeline.tables import Tables
 
 
@@ -36,19 +37,56 @@ def a_chain(directory: str) -> Chain:
     return Chain(configured(folders.shipped("conf.d"), [folders.shipped("stages")]), Tables(Path(directory)), Now(judges=False))
 
 
-def hold(directory: str, count: int) -> None:
+def hold(directory: str, count: int, ledger: Ledger | None = None) -> None:
     chain = a_chain(directory)
     rng = random.Random(3)
     hosts = material.Hosts(rng, 60_000)
     assert chain.stitching is not None
     before = resident()
     number = 0
+    if ledger is not None:
+        chain.stitching.restore(ledger.state.held, [])
     while chain.stitching.counts()["held"] < count:
         for message in material.messages(material.flows(hosts, rng, 20_000, material.START + number)):
             chain.take(message, "benchmark", "0")
+        if ledger is not None:
+            ledger.write(ledger.encode(Commit([], chain.stitching.changes(), [], [], [], Counter(), 0.0, 0.0)))
         number += 1
-    held = chain.stitching.counts()["held"]
-    print(f"held: {held:,} flows, {(resident() - before) / 1e6:,.0f} MB, {(resident() - before) / held:,.0f} bytes each")
+    if ledger is None:
+        held = chain.stitching.counts()["held"]
+        print(f"held: {held:,} flows, {(resident() - before) / 1e6:,.0f} MB, {(resident() - before) / held:,.0f} bytes each")
+
+
+def store(directory: str, count: int) -> None:
+    """For `recover`."""
+    ledger = Ledger(Path(directory) / "state")
+    hold(directory, count, ledger)
+    ledger.close()
+
+
+def recover(directory: str, _: int) -> None:
+    chain = a_chain(directory)
+    assert chain.stitching is not None
+    before = resident()
+    state = Ledger(Path(directory) / "state").state
+    chain.stitching.restore(state.held, state.stitching)
+    held = len(state.held)
+    print(f"recovered: {held:,} flows, {(resident() - before) / 1e6:,.0f} MB, {(resident() - before) / held:,.0f} bytes each")
+
+
+def know(directory: str, limit: int) -> None:
+    ledger = Ledger(Path(directory) / "keys", limit)
+    before = resident()
+    number = 0
+    while ledger.keys_full < 1 - 1 / 24:
+        keys = [number.to_bytes(8) + random.randbytes(8) for number in range(number, number + 1_000)]
+        ledger.write(ledger.encode(Commit(keys, None, [], [], [], Counter(), 0.0, 0.0)))
+        number += len(keys)
+    keys_known = ledger.state.keys
+    print(
+        f"keys: {keys_known:,} in {len(ledger.state.slices)} slices, {(resident() - before) / 1e6:,.0f} MB, "
+        f"{(resident() - before) / keys_known:,.0f} bytes each; accounted for: {keys_known * KEY_BYTES / 1e6:,.0f} MB"
+    )
 
 
 def remember(directory: str, count: int) -> None:
@@ -72,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         material.write_tables(Path(directory))
-        for measure, count in ((hold, options.flows), (remember, 100_000)):
+        for measure, count in ((hold, options.flows), (store, options.flows), (recover, 0), (remember, 100_000), (know, 200_000_000)):
             process = multiprocessing.get_context("spawn").Process(target=measure, args=(directory, count))
             process.start()
             process.join()

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from netsage_pipeline.compose import Configured, Step, compose
-from netsage_pipeline.deadletters import DECODE, body_of, envelope, lenient
+from netsage_pipeline.deadletters import DECODE, LETTER, body_of, envelope, is_envelope, lenient, looks_like_envelope
 from netsage_pipeline.ends import EndRefused
 from netsage_pipeline.flow import Finished, Flow, Lookups, Now, Refused
 from netsage_pipeline.jsonvalues import fault
@@ -41,8 +41,47 @@ class Chain:
         self.refused: Counter[tuple[str, str]] = Counter()
         self.notes: Counter[str] = Counter()
         self.dead: list[bytes] = []
+        self._settled: Counter[tuple[str, str, str]] = Counter()
+        self._stages, self._remember = stages, remember
         self.steps = compose(stages, lookups, now, self.notes, remember=remember)
         self.stitching = self.steps.stitching
+
+    def exchange(self, lookups: Lookups) -> None:
+        """Makes all stages anew from other tables but for the one that holds flows; what is counted goes on. Between two batches only.
+
+        SettingsError if a factory fails: the stages stay as they are.
+        """
+        kept = {} if self.stitching is None else {self.steps.held_by: self.stitching}
+        steps = compose(self._stages, lookups, self.now, self.notes, remember=self._remember, kept=kept)
+        for run, before in zip(steps.runs, self.steps.runs, strict=True):
+            run.misses = before.misses
+        self.steps = steps
+
+    def let_in(self, body: bytes, source: str, position: str) -> list[Finished]:
+        """Takes a message: flows, or a dead letter, whose flow enters at the stage that refused it."""
+        if LETTER not in body:
+            return self.take(body, source, position)
+        letter = _value(body)
+        if is_envelope(letter):
+            return self.enter(letter)
+        if looks_like_envelope(letter):
+            self.refuse_message("not a dead letter", body, source, position)
+            return []
+        return self.take(body, source, position)
+
+    def values_of(self, body: bytes) -> list[Any] | None:
+        """The decoded flows of a message that is an array, strict JSON or not; None if it is anything else."""
+        values = _value(body)
+        if values is body:
+            try:
+                values = json.loads(body)
+            except (ValueError, RecursionError):
+                return None
+        return values if isinstance(values, list) else None
+
+    def take_one(self, value: Any, source: str, position: str) -> list[Finished]:
+        """Runs the stages up to stitching on one decoded flow of a message."""
+        return self._take_value(self.steps.before, value, source, position)
 
     def take(self, body: bytes, source: str, position: str) -> list[Finished]:
         """Decodes a message and runs the stages up to stitching; gives the flows that were finished by it.
@@ -68,22 +107,22 @@ class Chain:
             return []
         finished: list[Finished] = []
         for index, value in enumerate(values if isinstance(values, list) else [values]):
-            place = f"{position}.{index}" if isinstance(values, list) else position
-            text = lenient(value)
-            if _value(text) is text or isinstance(value, list):
-                self.read += 1
-                self._refuse(DECODE, fault(value) or "not an object", (source, place), value)
-            else:
-                finished += self._take(steps, text, source, place)
+            finished += self._take_value(steps, value, source, f"{position}.{index}" if isinstance(values, list) else position)
         return finished
+
+    def _take_value(self, steps: list[Step], value: Any, source: str, position: str) -> list[Finished]:
+        text = lenient(value)
+        if _value(text) is not text and not isinstance(value, list):
+            return self._take(steps, text, source, position)
+        self.read += 1
+        self._refuse(DECODE, fault(value) or "not an object", (source, position), value)
+        return []
 
     def _hold(self, steps: list[Step], flows: list[Any], again: Callable[[], list[Any]], origin: Origin) -> list[Finished]:
         """Runs the steps up to stitching and lets it hold the flows; gives those that it finished."""
         self.read += len(flows)
         flows, places = self._through(steps, flows, again, origin)
-        if self.stitching is None:
-            return [(orjson.dumps(flow), 0, 0.0, 0.0, 0, 0, "", "") for flow in flows]
-        hold = self.stitching
+        hold = self.stitching or _not_held
         finished: list[Finished] = []
         for index, flow in enumerate(flows):
             try:
@@ -93,14 +132,14 @@ class Chain:
             else:
                 if done is not None:
                     finished.append(done)
-        return finished + hold.expired()
+        return finished + self.tick()
 
     def enter(self, letter: dict[str, Any]) -> list[Finished]:
         """Takes a dead letter in: its flow enters at the stage that refused it."""
         stage, origin = letter["stage"], (str(letter["source"]), str(letter["position"]))
         body = body_of(letter["payload"])
         if stage == DECODE and not isinstance(letter["payload"], list):
-            return self.take(body, *origin)
+            return self.let_in(body, *origin)  # A message that was blamed may itself be a dead letter.
         if stage == DECODE:  # An array within an array: no flow, and no message either.
             self.read += 1
             self._refuse(DECODE, "not an object", origin, letter["payload"])
@@ -133,19 +172,31 @@ class Chain:
         """Runs the stages behind stitching. Flows that a stage refuses or drops are not in the answer."""
         self.enriched += len(finished)
         if any(each[7] for each in finished):
-            return [flow for each in finished for flow in self._enrich([each], self._from(each[7]) or [])]
+            return [flow for each in finished for flow in self._enrich_from(each[7], each)]
         return self._enrich(finished, self.steps.behind)
 
-    def _enrich(self, finished: list[Finished], steps: list[Step]) -> list[Flow]:
-        make = _flow if self.stitching is None or (finished and finished[0][7]) else self.stitching.flow
+    def _enrich_from(self, stage: str, finished: Finished) -> list[Flow]:
+        steps = self._from(stage)
+        if steps is None:  # It was there when the dead letter came in.
+            self.refuse_finished("no such stage in this chain", finished)
+            return []
+        return self._enrich([finished], steps)
 
+    def _enrich(self, finished: list[Finished], steps: list[Step]) -> list[Flow]:
         def flows() -> list[Flow]:
-            return [make(each) for each in finished]
+            return [self._flow_of(each) for each in finished]
 
         def origin(index: int) -> tuple[str, str]:
-            return self.steps.held_by, _id_of(make(finished[index]))
+            return self.steps.held_by, _id_of(self._flow_of(finished[index]))
 
         return self._through(steps, flows(), flows, origin)[0]
+
+    def _flow_of(self, finished: Finished) -> Flow:
+        """The flow, afresh at every call."""
+        if self.stitching is None or finished[7]:
+            flow: Flow = orjson.loads(finished[0])
+            return flow
+        return self.stitching.flow(finished)
 
     def _through(
         self, steps: list[Step], flows: list[Any], again: Callable[[], list[Any]], origin: Origin
@@ -166,7 +217,7 @@ class Chain:
                     dropped += [(name, _reason_of_drop(flow)) for flow in flows if flow.__class__ is not dict]
                     places = [place for place, flow in zip(places, flows, strict=True) if flow.__class__ is dict]
                     flows = [flow for flow in flows if flow.__class__ is dict]
-        except Exception:
+        except (Exception, SystemExit):  # No stage may end the worker, which would print the text of the SystemExit.
             self._restore(noted)
             return self._one_by_one(steps, again(), origin)
         self.dropped.update(dropped)
@@ -193,7 +244,7 @@ class Chain:
                     places.append(place)
             except EndRefused as error:
                 self._refuse(error.stage, reason_of(error.cause), origin(place), flow)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 before = self._until(name, steps, marshal.loads(untouched))  # noqa: S302
                 self._refuse(name, reason_of(error), origin(place), before)
         return through, places
@@ -213,24 +264,40 @@ class Chain:
         self.notes.update(noted)
 
     def tick(self) -> list[Finished]:
-        """What stitching has finished by now."""
+        """What stitching has finished by now, some thousands of flows at most."""
         return self.stitching.expired() if self.stitching is not None else []
 
-    def drain(self) -> list[Finished]:
-        """Everything that stitching holds."""
-        return self.stitching.drain() if self.stitching is not None else []
+    def drain(self, most: int | None = None) -> list[Finished]:
+        """What stitching holds, or so many flows of it."""
+        return self.stitching.drain(most) if self.stitching is not None else []
 
     def refuse(self, stage: str, reason: str, flow: Flow) -> None:
         """For outputs: this flow cannot be written, it goes to the dead letters."""
         self._refuse(stage, reason, (self.steps.held_by, _id_of(flow)), flow)
 
-    def refuse_message(self, reason: str, body: bytes, source: str, position: str) -> None:
-        """For inputs: this message is no flow, it goes to the dead letters."""
-        self._refuse(DECODE, reason, (source, position), body)
+    def refuse_message(self, reason: str, payload: Any, source: str, position: str) -> None:
+        """For inputs: this message, or this value in it, cannot be taken, it goes to the dead letters."""
+        self._refuse(DECODE, reason, (source, position), payload)
+
+    def refuse_finished(self, reason: str, finished: Finished) -> None:
+        """This flow cannot be enriched, it goes to the dead letters as it left stitching."""
+        flow = self._flow_of(finished)
+        self._refuse(
+            finished[7] or (self.steps.behind[0][0] if self.steps.behind else ""), reason, (self.steps.held_by, _id_of(flow)), flow
+        )
 
     def _refuse(self, stage: str, reason: str, origin: tuple[str, str], payload: Any) -> None:
         self.refused[stage, reason] += 1
         self.dead.append(envelope(stage, reason, *origin, payload))
+
+    def settle(self) -> Counter[tuple[str, str, str]]:
+        """What was counted since the last call: (read, enriched, dropped, refused or noted; stage; reason or note) → number."""
+        counts = Counter({("read", "", ""): self.read, ("enriched", "", ""): self.enriched})
+        for word, counter in (("dropped", self.dropped), ("refused", self.refused)):
+            counts.update({(word, stage, reason): number for (stage, reason), number in counter.items()})
+        counts.update({("noted", "", note): number for note, number in self.notes.items()})
+        before, self._settled = self._settled, counts
+        return counts - before
 
     def hit_rate(self) -> float:
         """Share of the ends of enriched flows that were remembered."""
@@ -239,6 +306,11 @@ class Chain:
 
 
 _FLOWS = frozenset((dict,))
+
+
+def _not_held(flow: Flow) -> Finished:
+    """In the place of stitching where a chain has none."""
+    return (orjson.dumps(flow), 0, 0.0, 0.0, 0, 0, "", "")
 
 
 def _reason_of_drop(answer: Any) -> str:
@@ -260,12 +332,7 @@ def _id_of(flow: Any) -> str:
     return str(meta.get("id", "")) if isinstance(meta, dict) else ""
 
 
-def _flow(finished: Finished) -> Flow:
-    flow: Flow = orjson.loads(finished[0])
-    return flow
-
-
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Why a stage refused a flow. Of an exception that is no Refused only the type and the place: its text may hold an address."""
     if isinstance(error, Refused):
         return str(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from netsage_pipeline import config as settings
 from netsage_pipeline.ends import GIVEN, EndRun, EndStage, Memory
@@ -137,8 +137,19 @@ class Steps(NamedTuple):
     entries: dict[str, list[Step]]  #: stage → the steps from it on, up to stitching or to the end
 
 
-def compose(stages: list[Configured], lookups: Lookups, now: Now, notes: Counter[str], *, remember: bool = True) -> Steps:
-    """Calls the factories. SettingsError with all that fail."""
+def compose(
+    stages: list[Configured],
+    lookups: Lookups,
+    now: Now,
+    notes: Counter[str],
+    *,
+    remember: bool = True,
+    kept: dict[str, Stitching] | None = None,
+) -> Steps:
+    """Calls the factories. SettingsError with all that fail.
+
+    kept   stage → what to use instead of calling its factory: it holds flows
+    """
     errors: list[str] = []
     steps = Steps([], "", None, [], [], {})
     line = steps.behind
@@ -149,7 +160,7 @@ def compose(stages: list[Configured], lookups: Lookups, now: Now, notes: Counter
         if not stage.config.enabled or stage.file.is_io:
             continue
         try:
-            process = stage.file.make(stage.config, lookups, now)
+            process: Any = kept[stage.name] if kept and stage.name in kept else stage.file.make(stage.config, lookups, now)
         except Exception as error:
             errors.append(f"{stage.file.path}: {stage.file.factory}() raised {type(error).__name__}: {error}")
             continue

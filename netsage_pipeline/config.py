@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
@@ -26,8 +26,20 @@ class Settings(BaseModel):
     enabled: bool = Field(True, description="Whether the stage runs")
 
 
+class Input(Settings):
+    """The base of an input's Config."""
+
+    state: Path = Field(Path("/var/lib/netsage/state"), description="Directory of the ledger: what is held and owed")
+    keys_limit_bytes: int = Field(
+        200_000_000, ge=0, description="Memory for the keys of messages taken within 24 h of work; about 100 bytes a key"
+    )
+    max_message_bytes: int = Field(16_000_000, ge=1, description="A longer message becomes a dead letter as it came")
+
+
 class Output(Settings):
     """The base of an output's Config."""
+
+    for_replays: ClassVar[bool] = True  #: whether a replay writes to it when its settings say so
 
     allow_full_addresses: bool = Field(False, description="Let flows with full addresses out, for a chain without 70_deidentify")
 

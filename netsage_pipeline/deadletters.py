@@ -78,7 +78,7 @@ def is_envelope(value: Any) -> bool:
 def _has_body(payload: Any) -> bool:
     try:
         body_of(payload)
-    except ValueError:
+    except (ValueError, TypeError):  # TypeError: nested more deeply than orjson writes.
         return False
     return True
 

@@ -77,6 +77,9 @@ class Source(Protocol):
     def receive(self, seconds: float) -> list[Delivery]:
         """The next batch of messages, in order; empty when none came for so long."""
 
+    def turn(self, seconds: float) -> None:
+        """Works on its connections for at most so long without taking messages."""
+
     def acknowledge(self) -> None:
         """All that was received is durable."""
 
@@ -104,10 +107,16 @@ class Stitching(Protocol):
         """Takes a part in; gives the flow that it finished, if any."""
 
     def expired(self) -> list[Finished]:
-        """The flows that are finished by now."""
+        """Flows that are finished by now; there may be more when it is some thousands."""
 
-    def drain(self) -> list[Finished]:
-        """All flows that are held, at the end of a replay."""
+    def drain(self, most: int | None = None) -> list[Finished]:
+        """The flows that are held, or so many of them, whatever the time."""
+
+    def changes(self) -> Changes:
+        """What changed since the last call, for the ledger."""
+
+    def restore(self, held: dict[str, list[Any]], state: list[Any]) -> None:
+        """Goes on with what a ledger kept. `held` is then this object's own; from now on `changes` has something to say."""
 
     def flow(self, finished: Finished) -> Flow:
         """The flow as it goes on to the next stage, afresh at every call."""
@@ -132,6 +141,19 @@ class Lookups(Protocol):
 #: the flow as it was first held (JSON), the number of parts (0: never stitched), start, end, num_bits and num_packets of all parts
 #: together, @timestamp, and the stage at which it enters ("": the first one behind stitching).
 Finished = tuple[bytes, int, float, float, int, int, str, str]
+
+
+#: Where in a held flow stands at which value of the arrival clock it was first held.
+HELD_AT = 8
+
+
+class Changes(NamedTuple):
+    """What the ledger writes down of stitching. A held flow is a list, which begins with its JSON; what else is in it, stitching knows."""
+
+    opened: dict[str, list[Any]]  #: id → the flow as it is held
+    grown: dict[str, list[Any]]  #: id → the same without its JSON, which was written down when it was opened
+    ended: list[str]  #: ids that are held no more
+    state: list[Any]  #: all else
 
 
 class Now:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,17 +9,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import BinaryIO
 
-import orjson
-from tqdm import tqdm
-
 from netsage_pipeline.chain import Chain
-from netsage_pipeline.deadletters import LETTER, is_envelope, looks_like_envelope
 from netsage_pipeline.flow import Finished, Flow, Now, Sink
 from netsage_pipeline.nfdump import Rows
-from netsage_pipeline.read import Dump, DumpError, Message, messages
-
-#: Seconds between two lines about the progress where there is no terminal.
-PROGRESS_S = 30
+from netsage_pipeline.progress import Progress
+from netsage_pipeline.read import Dump, DumpError, messages
 
 #: Flows that are enriched and written at once.
 BATCH = 1_000
@@ -94,7 +87,7 @@ class Replay:
         """Reads all files, finishes what is held, and gives the summary. Raises OutputError."""
         began = time.monotonic()
         finished: list[Finished] = []
-        with _Progress(dumps) as progress:
+        with Progress(dumps) as progress:
             for dump in dumps:
                 try:
                     for number, message in enumerate(messages(dump, rows(dump), self.summary.rows, progress.advance)):
@@ -102,7 +95,7 @@ class Replay:
                             self._look_at_the_clock()
                         if number == 0:
                             self.summary.files += 1
-                        finished += self._take(message)
+                        finished += self._chain.let_in(*message)
                         if max(len(finished), len(self._chain.dead)) >= BATCH:
                             self._write(finished)
                             finished.clear()
@@ -127,21 +120,6 @@ class Replay:
         self._now.set(time.time())
         if self._chain.stitching is not None:
             self._now.arrival = self._chain.stitching.gone
-
-    def _take(self, message: Message) -> list[Finished]:
-        """Lets a message in: a flow, an array of flows, or a dead letter."""
-        if LETTER not in message.body:
-            return self._chain.take(*message)
-        try:
-            letter = orjson.loads(message.body)
-        except orjson.JSONDecodeError:
-            letter = None
-        if is_envelope(letter):
-            return self._chain.enter(letter)
-        if looks_like_envelope(letter):
-            self._chain.refuse_message("not a dead letter", *message)
-            return []
-        return self._chain.take(*message)
 
     def _write(self, finished: list[Finished]) -> None:
         flows: list[Flow] = self._chain.enrich(finished)
@@ -188,37 +166,3 @@ class Replay:
         summary.read, summary.dropped, summary.refused, summary.notes = chain.read, chain.dropped, chain.refused, chain.notes
         summary.stitching = chain.stitching.counts() if chain.stitching is not None else {}
         summary.hit_rate = chain.hit_rate()
-
-
-class _Progress:
-    """A bar on a terminal (bytes of the files), a line now and then elsewhere. Both go to standard error."""
-
-    def __init__(self, dumps: list[Dump]) -> None:
-        self._total = sum(dump.bytes for dump in dumps)
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=self._total or None, unit="B", unit_scale=True, disable=not self._terminal, leave=False)
-        self._taken = 0
-        self._began = self._said = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def show(self, flows: int, dump: Dump) -> None:
-        if self._terminal:
-            self._bar.set_postfix_str(f"{flows:,} flows, {dump.name[-40:]}", refresh=False)
-        elif time.monotonic() - self._said > PROGRESS_S:
-            self._said = time.monotonic()
-            passed = self._said - self._began
-            rate = f"{flows:,} flows read, {flows / passed:,.0f} a second"
-            left = ""
-            if self._total and self._taken:  # Standard input has no size.
-                seconds = passed * (self._total - self._taken) / self._taken
-                left = f"{self._taken / self._total:.0%} of the bytes, about {seconds:,.0f} s left; "
-            sys.stderr.write(f"{left}{rate}, now {dump.name}\n")
-
-    def advance(self, taken: int) -> None:
-        self._taken += taken
-        self._bar.update(taken)

@@ -58,6 +58,16 @@ class NewestEnd:
         self._bound = float("-inf")
         self._until_median = self.SEEN
 
+    @property
+    def state(self) -> list[float]:
+        """What a later NewestEnd needs to go on from here. It works the median out again when it has seen 1,000 ends itself."""
+        return [self.value, self.gone, self.not_believed, self._bound]
+
+    @state.setter
+    def state(self, state: list[float]) -> None:
+        self.value, self.gone, not_believed, self._bound = state
+        self.not_believed = int(not_believed)
+
     def see(self, end: float) -> None:
         self._last.append(end)
         self._until_median -= 1

@@ -23,13 +23,14 @@ timeout_s after it was first held. What is held when the input ends is finished 
 from __future__ import annotations
 
 import heapq
+from itertools import islice
 from typing import Annotated, Any
 
 import orjson
 from pydantic import Field
 
 from netsage_pipeline.config import Settings
-from netsage_pipeline.flow import Finished, Flow, Lookups, Now, Refused
+from netsage_pipeline.flow import Changes, Finished, Flow, Lookups, Now, Refused
 from netsage_pipeline.times import NewestEnd, milliseconds
 
 _OF_A_PART = frozenset(("type", "interval", "start", "end", "meta", "values", "@ingest_time"))
@@ -37,7 +38,11 @@ _LONG = 1 << 63
 _FASTEST = 9.2e18
 
 # A held flow is a list, because it changes with every part and a million of them may be held.
+# The ledger stores it as it is, and _SLOT anew when it is restored.
 _FIRST, _PARTS, _START, _END, _BITS, _PACKETS, _FIRST_MS, _LAST_MS, _HELD_AT, _CAME_AT, _TIMEOUT, _SLOT = range(12)
+
+#: Flows that are given out at once; the rest comes at the next call, so that a million that end in one second do not stop everything else.
+AT_ONCE = 5_000
 
 
 class Config(Settings):
@@ -65,6 +70,7 @@ class Stitching:
         self._wheel: dict[int, list[str]] = {}  # second → ids that may be finished by then
         self._seconds: list[int] = []  # heap of the wheel's seconds
         self._newest = NewestEnd()
+        self._changed: dict[str, bool] | None = None  # id → whether it was opened since the last `changes`
         self.parts = self.flows = self.late = self.passed = 0
 
     @property
@@ -102,6 +108,8 @@ class Stitching:
             held[_END] = max(held[_END], end)
             held[_LAST_MS] = start_ms
             held[_CAME_AT] = self._now.arrival
+            if self._changed is not None:
+                self._changed.setdefault(flow_id, False)
             self.parts += 1
             self._newest.see(end)
             return None
@@ -121,6 +129,8 @@ class Stitching:
         arrival = self._now.arrival
         held = [first, 1, start, end, bits, packets, start_ms, start_ms, arrival, arrival, timeout, 0]
         self._held[flow_id] = held
+        if self._changed is not None:
+            self._changed[flow_id] = True
         self._watch(flow_id, held, self._deadline(held))
         return finished
 
@@ -153,26 +163,53 @@ class Stitching:
     def expired(self) -> list[Finished]:
         clock = self._clock()
         finished: list[Finished] = []
-        while self._seconds and self._seconds[0] <= clock:
+        while self._seconds and self._seconds[0] <= clock and len(finished) < AT_ONCE:
             second = heapq.heappop(self._seconds)
-            for flow_id in self._wheel.pop(second):
+            ids = self._wheel.pop(second)
+            for place, flow_id in enumerate(ids):
+                if len(finished) == AT_ONCE:
+                    self._wheel[second] = ids[place:]
+                    heapq.heappush(self._seconds, second)
+                    break
                 held = self._held.get(flow_id)
                 if held is None or held[_SLOT] != second:
                     continue  # Finished in the meantime, or held anew and watched elsewhere.
                 deadline = self._deadline(held)
                 if deadline < clock:
-                    del self._held[flow_id]
-                    finished.append(self._finished(held))
+                    finished.append(self._end(flow_id, held))
                 else:
                     self._watch(flow_id, held, deadline)
         return finished
 
-    def drain(self) -> list[Finished]:
-        finished = [self._finished(held) for held in self._held.values()]
-        self._held.clear()
-        self._wheel.clear()
-        self._seconds.clear()
-        return finished
+    def drain(self, most: int | None = None) -> list[Finished]:
+        return [self._end(flow_id, self._held[flow_id]) for flow_id in list(islice(self._held, most))]
+
+    def _end(self, flow_id: str, held: list[Any]) -> Finished:
+        del self._held[flow_id]
+        if self._changed is not None:
+            self._changed.setdefault(flow_id, False)
+        return self._finished(held)
+
+    def changes(self) -> Changes:
+        changed, self._changed = self._changed or {}, {}
+        changes = Changes({}, {}, [], [*self._newest.state, self.parts, self.flows, self.late, self.passed])
+        for flow_id, opened in changed.items():
+            held = self._held.get(flow_id)
+            if held is None:
+                changes.ended.append(flow_id)
+            elif opened:
+                changes.opened[flow_id] = held
+            else:
+                changes.grown[flow_id] = held[_PARTS:]
+        return changes
+
+    def restore(self, held: dict[str, list[Any]], state: list[Any]) -> None:
+        self._held, self._changed = held, {}
+        for flow_id, each in held.items():
+            self._watch(flow_id, each, self._deadline(each))
+        if state:
+            *newest, self.parts, self.flows, self.late, self.passed = state
+            self._newest.state = newest
 
     def _finished(self, held: list[Any]) -> Finished:
         self.flows += 1

@@ -524,8 +524,7 @@ def test_a_chain_that_could_let_a_full_address_out_is_refused(tmp_path: Path, co
     conf = conf_with(tmp_path, dict.fromkeys(REFUSALS, off))
     outcome = run(*(each.format(dump=dump) for each in command), "--conf", conf)
     assert outcome.err.splitlines() == [
-        f"the output could see full addresses: {why}: enable it, or write allow_full_addresses = true "
-        "into the settings of an output (99_output_file.toml)"
+        f"the output could see full addresses: {why}: enable it, or write allow_full_addresses = true into {conf}/99_output_rabbitmq.toml"
         for why in REFUSALS.values()
     ]
     assert (outcome.code, outcome.out) == (2, b"")

@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import termios
 import time
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from netsage_pipeline import __version__, cli, folders, replay
+from netsage_pipeline import __version__, cli, folders, progress, replay
 from tests.command import (
     COMMAND,
     OF_THE_RUN,
@@ -269,7 +270,7 @@ def test_elsewhere_no_control_characters_are_written(tmp_path: Path) -> None:
 
 
 def test_elsewhere_a_line_now_and_then_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "PROGRESS_S", -1)
+    monkeypatch.setattr(progress, "PROGRESS_S", -1)
     dump = many_flows(tmp_path / "dump")
     said = run("replay", dump).said
     assert len(said) >= 5
@@ -419,7 +420,7 @@ def test_stages_lists_the_chain_in_order_with_what_each_reads_and_writes() -> No
     heads, reads, writes = listed[::3], listed[1::3], listed[2::3]
     assert [head.split()[0] for head in heads] == OURS
     assert [head.split()[0] for head in heads if head.split()[1] == "off"] == ["15_sensor_specific", "41_ip_version", "42_communities"]
-    assert {head.split()[2] for head in heads} == {"flow", "end"}
+    assert {head.split()[2] for head in heads} == {"flow", "end", "input", "output"}
     assert all(Path(head.split()[3]).is_file() for head in heads)
     assert all(line.startswith("    reads   ") for line in reads)
     assert all(line.startswith("    writes  ") for line in writes)
@@ -642,13 +643,70 @@ def test_the_arrival_clock_goes_with_the_newest_end(tmp_path: Path) -> None:
 
 
 def test_what_a_replay_does_not_use_is_not_judged(tmp_path: Path) -> None:
-    conf = conf_with(tmp_path, {"01_input_rabbitmq": 'url = "${NOT_SET}"', "99_output_rabbitmq": ""})
+    conf = conf_with(tmp_path, {"01_input_rabbitmq": 'url = "${NOT_SET}"', "99_output_mine": ""})
     flows = written(tmp_path / "flows.ndjson", flow())
     assert run("replay", flows, "--conf", conf, "--to", "-").code == 0
     without = run("replay", flows, "--conf", conf)
     assert without.code == 2
     assert "01_input_rabbitmq" not in without.err
-    assert "no stage 99_output_rabbitmq.py in" in without.err
+    assert "no stage 99_output_mine.py in" in without.err
+
+
+def test_a_replay_with_settings_that_name_a_queue_writes_to_standard_output(tmp_path: Path) -> None:
+    outcome = run("replay", written(tmp_path / "a", flow()), "--conf", conf_with(tmp_path, {}), NETSAGE_RABBITMQ_URL="amqp://127.0.0.1:1/")
+    assert (outcome.code, len(outcome.flows)) == (0, 1)
+    assert "standard output" not in outcome.err
+    beside = conf_with(tmp_path / "beside", {"99_output_file": f'path = "{tmp_path}/out"'})
+    assert run("replay", tmp_path / "a", "--conf", beside).out == b""
+    assert (tmp_path / "out").read_bytes().count(b"\n") == 1
+
+
+def test_check_asks_no_broker() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        outcome = run("check", NETSAGE_RABBITMQ_URL=f"amqp://127.0.0.1:{server.getsockname()[1]}/")
+        assert outcome.code == 0
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@pytest.mark.parametrize(
+    ("url", "wrong"),
+    [
+        pytest.param("http://u:geheim@h/", "it does not begin with amqp:// or amqps://", id="scheme"),
+        pytest.param("geheim", "it does not begin with amqp:// or amqps://", id="no URL"),
+        pytest.param("amqp://h/,amqp://:geheim@/", "URL 2 of 2 names no host", id="no host"),
+        pytest.param("amqp://u:geheim@h:0/", "it names no port that can be used", id="port 0"),
+        pytest.param("amqp://u:geheim@h:99999/", "it is no URL (", id="port"),
+        pytest.param("amqp://u:ge/heim@h/", "it is no URL (", id="slash in the password"),
+        pytest.param("amqp://u:12/geheim@h/", "it is no URL (", id="slash behind a number"),
+        pytest.param("amqp://u:12?geheim@h/", "it is no URL (", id="question mark behind a number"),
+        pytest.param("amqp://u:12,geheim@h/", "URL 2 of 2 does not begin with amqp:// or amqps://", id="comma in the password"),
+    ],
+)
+def test_a_url_that_is_wrong_is_told_without_its_password(tmp_path: Path, url: str, wrong: str) -> None:
+    conf = conf_with(tmp_path, {"99_output_rabbitmq": f'url = "{url}"'})
+    outcome = run("check", "--conf", conf)
+    [line] = [line for line in outcome.err.splitlines() if "no such table" not in line]
+    assert line.startswith(f"{conf}/99_output_rabbitmq.toml: url: that value: {wrong}")
+    assert line.endswith(": write amqp://user:password@host:5672/vhost")
+    assert "geheim" not in outcome.err + outcome.out.decode()
+    assert outcome.code == 2
+
+
+def test_a_url_may_stand_in_a_file_of_its_own_and_is_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("amqp://u:geheim@h/\n")
+    conf = conf_with(tmp_path, {"01_input_rabbitmq": f'url_file = "{tmp_path}/url"'})
+    outcome = run("config", "01_input_rabbitmq", "--conf", conf)
+    assert f"url = ********  # from {tmp_path}/url; " in outcome.out.decode()
+    assert b"geheim" not in outcome.out
+
+
+def test_a_key_without_its_certificate_is_refused(tmp_path: Path) -> None:
+    conf = conf_with(tmp_path, {"01_input_rabbitmq": 'client_key_file = "/etc/key.pem"'})
+    outcome = run("check", "--conf", conf)
+    assert "client_key_file: PosixPath('/etc/key.pem')" not in outcome.err
+    assert "a key without its certificate: set client_certificate_file too" in outcome.err
 
 
 def test_dead_letters_and_flows_may_stand_in_one_file(tmp_path: Path) -> None:

@@ -35,12 +35,12 @@ def test_every_setting_of_a_stage_has_a_meaning(name: str) -> None:
 
 
 def test_the_readme_names_only_commands_and_options_that_there_are() -> None:
-    named = re.findall(r"netsage-pipeline ([a-z]+)", (ROOT / "README.md").read_text())
+    named = re.findall(r"netsage-pipeline ([a-z-]+)", (ROOT / "README.md").read_text())
     assert named
     assert set(named) <= set(main.commands)
 
 
 def test_every_make_target_of_the_readme_is_in_the_makefile() -> None:
-    named = set(re.findall(r"^    make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"^    make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"demo", "test"} <= named <= targets

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from tests.services import netflow
+from tests.services import netflow, rabbitmq
 
 #: The function netflow.collect.
 Collect = Callable[..., Path]
@@ -27,3 +27,18 @@ def collect() -> Collect:
         if shutil.which(program) is None:
             absent(program)
     return netflow.collect
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[rabbitmq.Broker]:
+    """A RabbitMQ node of this worker's own; whoever stops it starts it again."""
+    if not rabbitmq.available():
+        absent("rabbitmq-server")
+    url = os.environ.get("NETSAGE_TEST_RABBITMQ_URL", "")
+    number = int(worker_id.removeprefix("gw")) + 1 if worker_id != "master" else 0
+    node = rabbitmq.Broker(rabbitmq.free_port(5820 + 10 * number), tmp_path_factory.mktemp("rabbitmq"), url)
+    if not url:
+        node.start()
+    yield node
+    if not url:
+        node.end()

@@ -1,0 +1,259 @@
+"""Queue to queue: the worker with its ledger and confirms, beside a relay that only decodes, encodes, acknowledges and publishes.
+
+    python benchmarks/queues.py [--flows 300000] [--held 10000,100000,1000000] [--url amqp://guest:guest@localhost:5672/]
+
+All take the same messages of 100 flows from a real RabbitMQ and publish messages of 100 flows, persistent and confirmed, each in a
+process of its own, one after the other, with empty queues before. The relay decodes what came, and encodes and publishes the enriched flows
+that the worker made of it, so that both take in and put out the same; the plain relay publishes what came as it is. Of each, the first
+third is not counted: the worker's memory of ends is cold then. The worker goes on with a ledger whose clock stands where the flows begin,
+as after an outage: so flows end while it works, and what ends later stays held.
+
+Then the worker again with more and more flows held, none of which ends: what a flow costs, the longest turn of the loop while a checkpoint
+of all of them is written, memory, and the time to start after a kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pika
+from pydantic import SecretStr
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import material
+from netsage_pipeline import ledger as ledgers
+from netsage_pipeline import run as worker
+from netsage_pipeline.amqp import Broker, Consumer, Publisher, servers
+from netsage_pipeline.commands.run import working
+from netsage_pipeline.flow import Changes
+from netsage_pipeline.ledger import Commit, Ledger
+
+IN, OUT, EXCHANGE = "netsage_deidentifier_raw", "netsage_archive_input", "netsage.direct"
+LIMIT = 0.33
+
+#: The part of the flows that is not counted.
+COLD = 1 / 3
+
+
+class Timer:
+    """Seconds and CPU seconds from the first third of the flows on."""
+
+    def __init__(self, count: int) -> None:
+        self._from, self._count = int(count * COLD), count
+        self._began = self._cpu = 0.0
+        self._taken = 0
+
+    def see(self, taken: int) -> None:
+        if not self._began and taken >= self._from:
+            self._began, self._cpu, self._taken = time.perf_counter(), time.process_time(), taken
+
+    def result(self) -> dict[str, float]:
+        """Microseconds a flow."""
+        each = 1e6 / (self._count - self._taken)
+        return {"real": (time.perf_counter() - self._began) * each, "cpu": (time.process_time() - self._cpu) * each}
+
+
+def publisher(url: str, exchange: str, queue: str) -> Publisher:
+    return Publisher(servers(Broker(url=SecretStr(url))), "benchmark", exchange, queue, queue)
+
+
+def fill(url: str, messages: list[bytes]) -> None:
+    """Empties both queues and puts the messages into the first."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        for queue in (IN, OUT):
+            channel.queue_declare(queue, durable=True)
+            channel.queue_purge(queue)
+    link = publisher(url, "amq.direct", IN)
+    for number, message in enumerate(messages):
+        link.publish(number, "amq.direct", IN, message, str(number))
+    while link.unconfirmed:
+        link.turn(0.1)
+    link.close()
+
+
+def everything(url: str, queue: str) -> list[bytes]:
+    """The bodies of all messages in a queue."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        count = channel.queue_declare(queue, passive=True).method.message_count
+        return [body for _ in range(count) if (body := channel.basic_get(queue, auto_ack=True)[2]) is not None]
+
+
+def relay(url: str, count: int, enriched: list[Any]) -> dict[str, float]:
+    """A relay of so many flows; publishes the enriched ones, spread evenly, or what came if there are none."""
+    taking = Consumer(servers(Broker(url=SecretStr(url))), "benchmark", IN, "amq.direct", IN)
+    giving = publisher(url, EXCHANGE, OUT)
+    while not (taking.connected and giving.connected):
+        taking.turn(0.01)
+        giving.turn(0.01)
+    without_garbage_collection()
+    timer = Timer(count)
+    taken = published = 0
+    while taken < count or giving.unconfirmed:
+        for body, _ in taking.receive(0.01):
+            flows = orjson.loads(body)
+            taken += len(flows)
+            ready = enriched[published : taken * len(enriched) // count] if enriched else [flows]
+            for each in ready:
+                giving.publish(0, EXCHANGE, OUT, orjson.dumps(each), str(published))
+                published += 1
+        taking.acknowledge()
+        while giving.unconfirmed > worker.ON_THE_WAY // 100:
+            giving.turn(0.01)
+        giving.turn(0)
+        timer.see(taken)
+    result = timer.result()
+    taking.close()
+    giving.close()
+    return result
+
+
+def without_garbage_collection() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def work(count: int, start: float, held: int) -> dict[str, float]:
+    """A worker, until it has taken so many flows and everything that it owes is confirmed."""
+    state = Path(os.environ["NETSAGE_STATE"])
+    prepare(state, start, held)
+    spent = {"ledger": 0.0}
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def timing(*arguments: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return call(*arguments)
+            finally:
+                spent["ledger"] += time.thread_time() - began
+
+        return timing
+
+    if held:
+        ledgers.SEGMENT_BYTES = 1_000_000  # So that a checkpoint is under way all the time.
+    began = time.perf_counter()
+    with working(None, None) as work:
+        started = time.perf_counter() - began
+        ledger: Any = work._ledger
+        ledger.encode, ledger.write = timed(ledger.encode), timed(ledger.write)
+        read = work.state.totals["read", "", ""]
+        timer = Timer(count)
+        longest, last = 0.0, time.perf_counter()
+
+        def stop() -> bool:
+            nonlocal longest, last
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+            taken = work.state.totals["read", "", ""] - read
+            timer.see(taken)
+            return taken >= count and not work.state.outbox
+
+        work.run(stop)
+        result = timer.result()
+        return {
+            **result,
+            "ledger": spent["ledger"] / count * 1e6,
+            "start": started,
+            "longest": longest,
+            "held": len(work.state.held),
+            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        }
+
+
+def prepare(directory: Path, start: float, held: int) -> None:
+    """A ledger as a worker leaves it that is killed with so many flows held, none of which will end during the benchmark."""
+    rng = random.Random(3)
+    ledger = Ledger(directory)
+    row = next(material.flows(material.Hosts(rng, 1_000), rng, 1, start))
+    later = start + 86_400
+    for _ in range(0, max(held, 1), 2_000):
+        opened: dict[str, list[Any]] = {}
+        for _ in range(min(2_000, held)):
+            known_as = rng.randbytes(32).hex()
+            row["meta"]["id"] = known_as
+            first = bytes(memoryview(orjson.dumps({**row, "@ingest_time": "2026-11-20T00:00:00.000Z"})))
+            opened[known_as] = [first, 1, start, start, 10**6, 10**3, int(start * 1000), int(start * 1000), later, later, 630.0, 0]
+        ledger.state.held.update(opened)
+        ledger.write(ledger.encode(Commit([], Changes(opened, {}, [], []), [], [], [], Counter(), start, 0.0)))
+    ledger.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--flows", type=int, default=300_000)
+    parser.add_argument("--held", default="10000,100000,1000000")
+    parser.add_argument("--url", default=os.environ.get("NETSAGE_TEST_RABBITMQ_URL", "amqp://guest:guest@localhost:5672/"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        data = Path(directory)
+        material.write_tables(data)
+        rng = random.Random(2)
+        start = time.time() - 2 * 86_400
+        messages = material.messages(material.flows(material.Hosts(rng, 60_000), rng, options.flows, start))
+
+        def part(name: str, count: int, held: int = 0) -> dict[str, float]:
+            count = count // 100 * 100
+            fill(options.url, messages[: count // 100])
+            state = data / f"{name}-{held}"
+            environment = {**os.environ, "NETSAGE_RABBITMQ_URL": options.url, "NETSAGE_STATE": str(state), "NETSAGE_LOOKUPS": directory}
+            command = [sys.executable, __file__, "--part", name, str(count), str(start), str(held), options.url, str(data / "enriched")]
+            done = subprocess.run(command, env={**environment, "NETSAGE_LOG_LEVEL": "error"}, check=True, stdout=subprocess.PIPE)
+            result: dict[str, float] = json.loads(done.stdout)
+            return result
+
+        def line(name: str, result: dict[str, float]) -> None:
+            print(
+                f"{name:<28} {1e6 / result['real']:>10,.0f} flows/s, {result['real']:5.1f} µs a flow, {result['cpu']:5.1f} µs of them CPU"
+            )
+
+        print(f"{options.flows:,} messages' flows of {sum(map(len, messages)) / options.flows:.0f} bytes in")
+        ours = part("worker", options.flows)
+        (data / "enriched").write_bytes(b"\n".join(everything(options.url, OUT)))
+        theirs, plain = part("relay", options.flows), part("plain", options.flows)
+        line("worker", ours)
+        line("relay, same flows out", theirs)
+        line("plain relay", plain)
+        print(
+            f"the worker's share of the relay: {theirs['real'] / ours['real']:.2f} (limit {LIMIT}), of the plain one: {plain['real'] / ours['real']:.2f}"
+        )
+        print(f"the ledger: {ours['ledger']:.1f} µs CPU a flow, {ours['ledger'] / ours['cpu']:.0%} of the worker's")
+        for held in map(int, options.held.split(",")) if options.held else ():
+            result = part("worker", options.flows // 3, held)
+            line(f"worker, {held:,} held", result)
+            print(
+                f"{'':<28} started in {result['start']:.1f} s, longest turn {result['longest'] * 1e3:.0f} ms with a checkpoint under way, "
+                f"ledger {result['ledger']:.1f} µs a flow, memory {result['memory']:.2f} GB"
+            )
+
+
+def one_part(name: str, count: int, start: float, held: int, url: str, file: Path) -> None:
+    if name == "worker":
+        result = work(count, start, held)
+    else:
+        result = relay(url, count, [orjson.loads(each) for each in file.read_bytes().split(b"\n")] if name == "relay" else [])
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--part"]:
+        part, count, start, held, url, file = sys.argv[2:]
+        one_part(part, int(count), float(start), int(held), url, Path(file))
+    else:
+        main()

@@ -1,0 +1,1 @@
+"""The commands of netsage-pipeline, a file each."""

@@ -1,0 +1,118 @@
+"""run: a worker, from an input through a chain to an output, until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+
+from netsage_pipeline import folders, log
+from netsage_pipeline.compose import Configured
+from netsage_pipeline.config import Input, SettingsError
+from netsage_pipeline.flow import Now
+from netsage_pipeline.ledger import Ledger, LedgerError
+from netsage_pipeline.options import conf_option, opened, refuse_full_addresses, stages_of, stages_option
+from netsage_pipeline.run import Worker
+from netsage_pipeline.terminal import INTERRUPTED, NOTHING_READ, refusing_settings, tell
+
+said = structlog.get_logger(__name__)
+
+
+@click.command()
+@conf_option
+@stages_option
+def run(conf: Path | None, directory: Path | None) -> None:
+    """Take messages from the input, run the chain, and hand the flows to the output, until told to stop (SIGTERM).
+
+    Nothing is lost and nothing counted twice, whatever is killed: what is held and owed is in the ledger, in the directory NETSAGE_STATE.
+    What it does is told on standard error, as JSON where that is no terminal; NETSAGE_LOG_LEVEL: debug, info (the default) or warning."""
+    with refusing_settings(), reporting_ledger(), stopping(0) as stop, working(conf, directory) as worker:
+        worker.run(stop)
+
+
+@contextlib.contextmanager
+def working(conf: Path | None, directory: Path | None) -> Iterator[Worker]:
+    """A worker with its ledger, input and output open. SettingsError, LedgerError."""
+    stages = stages_of(conf, directory)
+    refuse_full_addresses(stages)
+    source, sink = the(stages, "source"), the(stages, "sink")
+    log.configure(level(), log.secrets_of(stages))
+    settings: Input = source.config  # type: ignore[assignment]
+    now = Now(time.time(), clock="arrival")
+    chain, tables = opened(stages, now, folders.tables())
+    for path in tables.missing:
+        said.warning("no such table: its stage goes on as if nothing were found in it (tables are in NETSAGE_LOOKUPS)", table=str(path))
+    with contextlib.ExitStack() as open_ones:
+        ledger = Ledger(settings.state, settings.keys_limit_bytes)
+        open_ones.callback(ledger.close)
+        taking = source.file.module.source(source.config)
+        open_ones.callback(taking.close)
+        giving = sink.file.module.sink(sink.config)
+        open_ones.callback(giving.close)
+        yield Worker(chain, now, taking, giving, ledger, tables, settings.max_message_bytes)
+
+
+def the(stages: list[Configured], factory: str) -> Configured:
+    """The one input ("source") or output ("sink") of a chain. SettingsError if there is none, or more than one."""
+    running = [stage for stage in stages if stage.config.enabled and stage.file.factory == factory]
+    word, example = ("input", "01_input_rabbitmq") if factory == "source" else ("output", "99_output_rabbitmq")
+    if len(running) != 1:
+        which = f"has {len(running)}: {', '.join(stage.name for stage in running)}" if running else "has none"
+        raise SettingsError([f"the chain {which}, but it needs one {word}: enable one of them, such as {example}"])
+    return running[0]
+
+
+def level() -> str:
+    level = os.environ.get("NETSAGE_LOG_LEVEL") or "info"
+    if level.lower() not in ("debug", "info", "warning", "error"):
+        raise SettingsError([f"NETSAGE_LOG_LEVEL: '{level}' is none of debug, info, warning, error"])
+    return level.upper()
+
+
+@contextlib.contextmanager
+def stopping(interrupted: int = INTERRUPTED) -> Iterator[Callable[[], bool]]:
+    """Gives what says whether SIGTERM or SIGINT came. Who has not asked yet is interrupted, and who asked by the second one.
+
+    interrupted   exit status then
+    """
+    told = False
+
+    def tell_to_stop(number: int, frame: Any) -> None:
+        nonlocal told
+        if told or not asked:
+            signal.default_int_handler(number, frame)
+        told = True
+
+    asked = False
+
+    def stop() -> bool:
+        nonlocal asked
+        asked = True
+        return told
+
+    before = {number: signal.signal(number, tell_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    except KeyboardInterrupt:  # The ledger is whole at any time.
+        sys.exit(interrupted)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def reporting_ledger() -> Iterator[None]:
+    """A ledger that cannot be used ends the program with a line."""
+    try:
+        yield
+    except LedgerError as error:
+        tell(str(error))
+        sys.exit(NOTHING_READ)

@@ -1,0 +1,75 @@
+"""check, stages, config: what runs, with which settings, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from netsage_pipeline import config, folders
+from netsage_pipeline.chain import Chain
+from netsage_pipeline.flow import Now
+from netsage_pipeline.options import conf_option, refuse_full_addresses, stages_of, stages_option
+from netsage_pipeline.tables import Tables
+from netsage_pipeline.terminal import refusing_settings, say, tell
+
+
+@click.command()
+@conf_option
+@stages_option
+def check(conf: Path | None, directory: Path | None) -> None:
+    """Check settings and lookup tables; all errors at once."""
+    errors: list[str] = []
+    tables = Tables(folders.tables())
+    try:
+        stages = stages_of(conf, directory)
+    except config.SettingsError as error:
+        errors, stages = error.errors, error.usable
+    try:
+        Chain(stages, tables, Now())
+        if not errors:  # A stage that cannot be used might be the one that masks.
+            refuse_full_addresses(stages)
+    except config.SettingsError as error:
+        errors = errors + error.errors
+    errors = errors + tables.broken
+    if errors:
+        with refusing_settings():
+            raise config.SettingsError(errors)
+    for path in tables.missing:
+        tell(f"{path}: no such table: its stage would go on as if nothing were found in it (tables are in NETSAGE_LOOKUPS)")
+    running = sum(stage.config.enabled for stage in stages)
+    opened_tables = len(tables.opened) - len(tables.missing)
+    say(f"{len(stages)} settings files, {running} stages run, {opened_tables} tables opened, {len(tables.missing)} missing: no errors")
+
+
+@click.command()
+@conf_option
+@stages_option
+def stages(conf: Path | None, directory: Path | None) -> None:
+    """Show the chain in order: file, enabled, what each stage reads and writes."""
+    with refusing_settings():
+        chain = stages_of(conf, directory)
+    for stage in chain:
+        kind = {"stage": "flow", "end": "end", "source": "input", "sink": "output"}[stage.file.factory]
+        say(f"{stage.name:<22} {'on ' if stage.config.enabled else 'off'}  {kind:<6}  {stage.file.path}")
+        say(f"    reads   {', '.join(stage.file.reads) or 'nothing'}")
+        say(f"    writes  {', '.join(stage.file.writes) or 'nothing'}")
+
+
+@click.command("config")
+@click.argument("stage", required=False)
+@conf_option
+@stages_option
+def show_config(stage: str | None, conf: Path | None, directory: Path | None) -> None:
+    """Show every setting in effect, where it comes from, its default and meaning."""
+    with refusing_settings():
+        chain = stages_of(conf, directory)
+        names = [each.name for each in chain]
+        if stage is not None and stage not in names:
+            raise config.SettingsError([f"{stage}: no such stage in this chain, which has {', '.join(names)}"])
+    for each in chain:
+        if stage is None or each.name == stage:
+            say(f"# {each.settings_file.path}")
+            for line in config.described(each.config, each.settings_file):
+                say(line)
+            say("")

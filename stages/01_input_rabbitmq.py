@@ -1,0 +1,80 @@
+"""01 input rabbitmq: takes messages of flows from a queue.
+
+Reads   nothing
+Writes  nothing
+Source  RabbitMQ: a queue, taken as it is, or created durable and bound to an exchange where it is missing
+Drops   nothing; what cannot be processed goes to the queue of dead letters
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from netsage_pipeline.amqp import Broker, Consumer, Publisher, servers
+from netsage_pipeline.config import Input
+from netsage_pipeline.flow import Delivery
+
+
+class Config(Broker, Input):
+    queue: str = Field("netsage_deidentifier_raw", min_length=1, max_length=255, description="Queue to take messages from")
+    exchange: str = Field("amq.direct", max_length=255, description="Exchange that the queue is bound to when it is created; empty: none")
+    key: str = Field("", max_length=255, description="Key that it is bound with; empty: the name of the queue")
+    dead_letters: str = Field("netsage_dead_letters", min_length=1, max_length=255, description="Queue for dead letters")
+
+
+class QueueSource:
+    """Messages of one queue; dead letters go to another one by a connection of their own, opened for the first of them."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._servers = servers(config)
+        self._consumer = Consumer(self._servers, "input", config.queue, config.exchange, config.key or config.queue)
+        self._letters: Publisher | None = None
+
+    @property
+    def name(self) -> str:
+        return self._config.queue
+
+    @property
+    def caught_up(self) -> bool:
+        return self._consumer.caught_up
+
+    @property
+    def connected(self) -> bool:
+        return self._consumer.connected
+
+    def receive(self, seconds: float) -> list[Delivery]:
+        return self._consumer.receive(seconds)
+
+    def turn(self, seconds: float) -> None:
+        if self._letters is None or not self._letters.unconfirmed:
+            self._consumer.turn(seconds)
+        else:
+            self._consumer.turn()
+            self._letters.turn(seconds)
+
+    def acknowledge(self) -> None:
+        self._consumer.acknowledge()
+
+    def pause(self) -> None:
+        self._consumer.pause()
+
+    def bury(self, number: int, message_id: str, letter: bytes) -> None:
+        if self._letters is None:
+            self._letters = Publisher(self._servers, "dead letters", queue=self._config.dead_letters)
+        self._letters.publish(number, "", self._config.dead_letters, letter, message_id)
+
+    def buried(self) -> list[int]:
+        if self._letters is None:
+            return []
+        self._letters.turn()
+        return self._letters.confirmed()
+
+    def close(self) -> None:
+        self._consumer.close(1.0)
+        if self._letters is not None:
+            self._letters.close(1.0)
+
+
+def source(config: Config) -> QueueSource:
+    return QueueSource(config)

@@ -1,0 +1,118 @@
+"""99 output rabbitmq: publishes flows to an exchange, persistent, and takes them for stored when the broker confirmed them.
+
+Reads   *
+Writes  nothing
+Source  nothing
+Drops   nothing
+"""
+
+from __future__ import annotations
+
+import time
+from hashlib import blake2b
+from typing import ClassVar
+
+import orjson
+from pydantic import Field
+
+from netsage_pipeline.amqp import Broker, Publisher, servers
+from netsage_pipeline.config import Output
+from netsage_pipeline.documents import document_id
+from netsage_pipeline.flow import Flow, Refusal, Stored
+from netsage_pipeline.jsonvalues import fault
+
+
+class Config(Broker, Output):
+    for_replays: ClassVar[bool] = False
+
+    exchange: str = Field(
+        "netsage.direct", max_length=255, description="Exchange to publish to; where missing, a durable direct one is created"
+    )
+    key: str = Field("netsage_archive_input", max_length=255, description="Routing key of the messages")
+    queue: str | None = Field(
+        None,
+        max_length=255,
+        description="Queue that is created where it is missing, bound with the key, so that flows wait there for their receiver; "
+        "not set: named as the key; empty: none",
+    )
+    flows_per_message: int = Field(100, ge=1, description="1: each flow is a message, a JSON object; more: arrays of so many flows")
+
+
+class RabbitSink:
+    """Batches of flows as messages; a batch is stored when each of its messages is confirmed."""
+
+    def __init__(self, config: Config) -> None:
+        self._exchange, self._key, self._together = config.exchange, config.key, config.flows_per_message
+        queue = config.key if config.queue is None else config.queue
+        self._link = Publisher(servers(config), "output", config.exchange, queue, config.key)
+        self._batches: dict[int, Stored] = {}
+        self._open: dict[int, int] = {}  # batch → its messages that are not confirmed
+        self._stored: list[Stored] = []
+
+    def write(self, batch: int, flows: list[Flow]) -> None:
+        bodies, ids, refused = _encoded(flows)
+        messages = _messages(bodies, ids, self._together)
+        stored = Stored(batch, len(bodies), refused)
+        if not messages:
+            self._stored.append(stored)
+            return
+        self._batches[batch] = stored
+        self._open[batch] = len(messages)
+        for body, known_as in messages:
+            self._link.publish(batch, self._exchange, self._key, body, known_as)
+
+    def stored(self, seconds: float = 0) -> list[Stored]:
+        until = time.monotonic() + seconds
+        self._link.turn(0)
+        self._collect()
+        while not self._stored and time.monotonic() < until:
+            self._link.turn(until - time.monotonic())
+            self._collect()
+        stored, self._stored = self._stored, []
+        return stored
+
+    def close(self) -> None:
+        self._link.flush(1.0)
+        self._link.close(1.0)
+
+    def _collect(self) -> None:
+        for batch in self._link.confirmed():
+            self._open[batch] -= 1
+            if not self._open[batch]:
+                del self._open[batch]
+                self._stored.append(self._batches.pop(batch))
+
+
+def _encoded(flows: list[Flow]) -> tuple[list[bytes], list[str], list[Refusal]]:
+    """The flows that can be written, as JSON, their ids, and the others."""
+    try:
+        bodies, written, refused = [orjson.dumps(flow) for flow in flows], flows, []
+    except TypeError:
+        reasons = [(flow, fault(flow)) for flow in flows]
+        refused = [(flow, reason) for flow, reason in reasons if reason]
+        written = [flow for flow, reason in reasons if not reason]
+        bodies = [orjson.dumps(flow) for flow in written]
+    return bodies, [_id(flow, body) for flow, body in zip(written, bodies, strict=True)], refused
+
+
+def _id(flow: Flow, body: bytes) -> str:
+    """A flow without meta.id is known by all that it holds: two of them are not to be taken for one by who drops repeats."""
+    meta = flow.get("meta")
+    known = meta.__class__ is dict and meta.get("id")
+    return document_id(flow, "" if known else blake2b(body, digest_size=16).hexdigest())
+
+
+def _messages(bodies: list[bytes], ids: list[str], together: int) -> list[tuple[bytes, str]]:
+    if together == 1:
+        return list(zip(bodies, ids, strict=True))
+    return [
+        (
+            b"[" + b",".join(bodies[at : at + together]) + b"]",
+            blake2b("".join(ids[at : at + together]).encode(), digest_size=16).hexdigest(),
+        )
+        for at in range(0, len(bodies), together)
+    ]
+
+
+def sink(config: Config) -> RabbitSink:
+    return RabbitSink(config)
