@@ -230,9 +230,8 @@ def main() -> None:
         line("worker", ours)
         line("relay, same flows out", theirs)
         line("plain relay", plain)
-        print(
-            f"the worker's share of the relay: {theirs['real'] / ours['real']:.2f} (limit {LIMIT}), of the plain one: {plain['real'] / ours['real']:.2f}"
-        )
+        same, other = theirs["real"] / ours["real"], plain["real"] / ours["real"]
+        print(f"the worker's share of the relay: {same:.2f} (limit {LIMIT}), of the plain one: {other:.2f}")
         print(f"the ledger: {ours['ledger']:.1f} µs CPU a flow, {ours['ledger'] / ours['cpu']:.0%} of the worker's")
         for held in map(int, options.held.split(",")) if options.held else ():
             result = part("worker", options.flows // 3, held)

@@ -661,7 +661,7 @@ class Publisher(Link):
         made = bool(self._exchange) and (yield from self._declared_exchange(self._exchange))
         if self._queue:
             missing = yield from self._declared_queue(self._queue, self._exchange, self._key)
-            if made and not missing:
+            if (made or self._probes) and not missing:  # Whoever created it may have died before it was bound.
                 yield lambda done: self._open.queue_bind(self._queue, self._exchange, self._key, callback=done)
         if not self._confirms:
             yield lambda done: self._open.confirm_delivery(self._on_confirm, callback=done)

@@ -31,7 +31,7 @@ class Input(Settings):
 
     state: Path = Field(Path("/var/lib/netsage/state"), description="Directory of the ledger: what is held and owed")
     keys_limit_bytes: int = Field(
-        200_000_000, ge=0, description="Memory for the keys of messages taken within 24 h of work; about 100 bytes a key"
+        200_000_000, ge=0, description="Memory for the keys of messages taken within 24 h of work; about 120 bytes a key"
     )
     max_message_bytes: int = Field(16_000_000, ge=1, description="A longer message becomes a dead letter as it came")
 

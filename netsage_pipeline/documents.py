@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import Any
 
 import orjson
 
@@ -16,10 +17,14 @@ def document_id(flow: Flow, otherwise: str = "") -> str:
 
     TypeError if the flow holds in them what JSON cannot write. What else is in the flow makes no difference.
     """
+    return blake2b(orjson.dumps(identity(flow, otherwise)), digest_size=16).hexdigest()
+
+
+def identity(flow: Flow, otherwise: str = "") -> list[Any]:
+    """What the id is made of."""
     meta, values = flow.get("meta"), flow.get("values")
     known_as = meta.get("id") if meta.__class__ is dict else None
     if not known_as and otherwise:
-        return blake2b(orjson.dumps([otherwise]), digest_size=16).hexdigest()
+        return [otherwise]
     bits, packets = (values.get("num_bits"), values.get("num_packets")) if values.__class__ is dict else (None, None)
-    told = orjson.dumps([known_as, flow.get("start"), flow.get("end"), flow.get("stitched_flows"), bits, packets])
-    return blake2b(told, digest_size=16).hexdigest()
+    return [known_as, flow.get("start"), flow.get("end"), flow.get("stitched_flows"), bits, packets]

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from netsage_pipeline.amqp import Broker, Publisher, servers
 from netsage_pipeline.config import Output
-from netsage_pipeline.documents import document_id
+from netsage_pipeline.documents import document_id, identity
 from netsage_pipeline.flow import Flow, Refusal, Stored
 from netsage_pipeline.jsonvalues import fault
 
@@ -50,8 +50,8 @@ class RabbitSink:
         self._stored: list[Stored] = []
 
     def write(self, batch: int, flows: list[Flow]) -> None:
-        bodies, ids, refused = _encoded(flows)
-        messages = _messages(bodies, ids, self._together)
+        bodies, written, refused = _encoded(flows)
+        messages = _messages(bodies, written, self._together)
         stored = Stored(batch, len(bodies), refused)
         if not messages:
             self._stored.append(stored)
@@ -83,35 +83,32 @@ class RabbitSink:
                 self._stored.append(self._batches.pop(batch))
 
 
-def _encoded(flows: list[Flow]) -> tuple[list[bytes], list[str], list[Refusal]]:
-    """The flows that can be written, as JSON, their ids, and the others."""
+def _encoded(flows: list[Flow]) -> tuple[list[bytes], list[Flow], list[Refusal]]:
+    """The flows that can be written, as JSON and as they are, and the others."""
     try:
-        bodies, written, refused = [orjson.dumps(flow) for flow in flows], flows, []
+        return [orjson.dumps(flow) for flow in flows], flows, []
     except TypeError:
         reasons = [(flow, fault(flow)) for flow in flows]
-        refused = [(flow, reason) for flow, reason in reasons if reason]
         written = [flow for flow, reason in reasons if not reason]
-        bodies = [orjson.dumps(flow) for flow in written]
-    return bodies, [_id(flow, body) for flow, body in zip(written, bodies, strict=True)], refused
+        return [orjson.dumps(flow) for flow in written], written, [(flow, reason) for flow, reason in reasons if reason]
 
 
-def _id(flow: Flow, body: bytes) -> str:
+def _messages(bodies: list[bytes], flows: list[Flow], together: int) -> list[tuple[bytes, str]]:
+    """Messages with their ids."""
+    if together == 1:
+        return [(body, document_id(flow, _otherwise(flow, body))) for body, flow in zip(bodies, flows, strict=True)]
+    messages = []
+    for at in range(0, len(bodies), together):
+        some = bodies[at : at + together]
+        ids = orjson.dumps([identity(flow, _otherwise(flow, body)) for flow, body in zip(flows[at : at + together], some, strict=True)])
+        messages.append((b"[" + b",".join(some) + b"]", blake2b(ids, digest_size=16).hexdigest()))
+    return messages
+
+
+def _otherwise(flow: Flow, body: bytes) -> str:
     """A flow without meta.id is known by all that it holds: two of them are not to be taken for one by who drops repeats."""
     meta = flow.get("meta")
-    known = meta.__class__ is dict and meta.get("id")
-    return document_id(flow, "" if known else blake2b(body, digest_size=16).hexdigest())
-
-
-def _messages(bodies: list[bytes], ids: list[str], together: int) -> list[tuple[bytes, str]]:
-    if together == 1:
-        return list(zip(bodies, ids, strict=True))
-    return [
-        (
-            b"[" + b",".join(bodies[at : at + together]) + b"]",
-            blake2b("".join(ids[at : at + together]).encode(), digest_size=16).hexdigest(),
-        )
-        for at in range(0, len(bodies), together)
-    ]
+    return "" if meta.__class__ is dict and meta.get("id") else blake2b(body, digest_size=16).hexdigest()
 
 
 def sink(config: Config) -> RabbitSink:

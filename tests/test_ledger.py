@@ -335,6 +335,14 @@ def test_what_a_killed_process_wrote_is_durable_before_anything_is_built_upon_it
     ledger.close()
 
 
+def test_a_new_segment_and_its_name_are_durable_before_anything_is_written_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(str(Path(f"/proc/self/fd/{file}").readlink())))
+    ledger = Ledger(tmp_path)
+    assert synced[:2] == [str(tmp_path / "journal-00000001"), str(tmp_path)]
+    ledger.close()
+
+
 # Ends in the middle of something
 
 
@@ -929,6 +937,24 @@ def test_a_worker_can_start_on_a_full_disk_and_what_needs_room_says_so_in_one_li
     worker.ledger.checkpoint()
     worker.reopen()
     assert seen(worker.ledger.state) == worker.book.as_seen()
+    worker.ledger.close()
+
+
+def test_nothing_is_thrown_away_while_no_segment_can_be_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint in the segment that says what is to be thrown away would bring it back, and nobody would be told."""
+    worker = Worker(tmp_path)
+    worker.work(Random(3), 10)
+    open_ = os.open
+
+    def no_new_file(path: Any, flags: int, *mode: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(28, "No space left on device")
+        return open_(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", no_new_file)
+    with pytest.raises(LedgerError, match=f"^{tmp_path}: No space left on device: make room, then try again$"):
+        worker.ledger.checkpoint()
+    assert not worker.ledger.checkpointing
     worker.ledger.close()
 
 

@@ -23,25 +23,26 @@ def ledger_commands() -> None:
     """What the worker holds and owes, in the directory NETSAGE_STATE."""
 
 
-def settings_of(conf: Path | None, directory: Path | None = None) -> Input:
-    """The settings of the chain's input, which name the ledger's directory."""
+def settings_of(conf: Path | None, directory: Path | None) -> Input:
+    """The settings of the chain's input, which name the ledger's directory. Ends the program if there is no ledger in it."""
     settings: Input = the(stages_of(conf, directory), "source").config  # type: ignore[assignment]
+    if not segments(settings.state):
+        tell(f"{settings.state}: there is no ledger: NETSAGE_STATE names its directory, a worker makes it")
+        sys.exit(NOTHING_READ)
     return settings
 
 
 @ledger_commands.command()
 @conf_option
-def show(conf: Path | None) -> None:
+@stages_option
+def show(conf: Path | None, directory: Path | None) -> None:
     """Show held flows, outbox, keys, their ages and sizes, and the totals. The worker may be at work."""
     with refusing_settings(), reporting_ledger():
-        directory = settings_of(conf).state
-        if not segments(directory):
-            tell(f"{directory}: there is no ledger: NETSAGE_STATE names its directory, a worker makes it")
-            sys.exit(NOTHING_READ)
-        pid = holder(directory)
-        state, cut_off = read_beside_a_worker(directory)
+        ledger = settings_of(conf, directory).state
+        pid = holder(ledger)
+        state, cut_off = read_beside_a_worker(ledger)
     in_use = f"in use by process {pid}" if pid else "not in use"
-    say(f"{directory}, {size(directory) / 1e6:,.1f} MB in {len(segments(directory))} files, {in_use}")
+    say(f"{ledger}, {size(ledger) / 1e6:,.1f} MB in {len(segments(ledger))} files, {in_use}")
     for line in lines_of(state):
         say(line)
     if cut_off and not pid:
@@ -93,9 +94,11 @@ def _age(seconds: float) -> str:
 @stages_option
 def drain(conf: Path | None, directory: Path | None) -> None:
     """Finish all flows that are held and hand everything out, for a migration. Takes no messages."""
-    with refusing_settings(), reporting_ledger(), stopping() as stop, working(conf, directory) as worker:
-        worker.drain(stop)
-        state = worker.state
+    with refusing_settings(), reporting_ledger(), stopping() as stop:
+        settings_of(conf, directory)
+        with working(conf, directory) as worker:
+            worker.drain(stop)
+            state = worker.state
     if state.held or state.outbox:
         tell(f"interrupted: {len(state.held):,} flows are held and {len(state.outbox):,} rows owed: run it again")
         sys.exit(INTERRUPTED)
@@ -104,19 +107,17 @@ def drain(conf: Path | None, directory: Path | None) -> None:
 
 @ledger_commands.command()
 @conf_option
+@stages_option
 @click.option("--held", is_flag=True, help="The flows that are held")
 @click.option("--outbox", is_flag=True, help="What is owed: finished flows and dead letters")
 @click.option("--keys", is_flag=True, help="The keys of messages: those that come again are counted again")
 @click.option("--yes", is_flag=True, help="Do not ask")
-def purge(conf: Path | None, *, held: bool, outbox: bool, keys: bool, yes: bool) -> None:
+def purge(conf: Path | None, directory: Path | None, *, held: bool, outbox: bool, keys: bool, yes: bool) -> None:
     """Throw away a part of the ledger. What was in it is lost."""
     if not (held or outbox or keys):
         raise click.UsageError("name what to throw away: --held, --outbox, --keys")
     with refusing_settings(), reporting_ledger():
-        settings = settings_of(conf)
-        if not segments(settings.state):
-            tell(f"{settings.state}: there is no ledger")
-            sys.exit(NOTHING_READ)
+        settings = settings_of(conf, directory)
         ledger = Ledger(settings.state, settings.keys_limit_bytes)
         state = ledger.state
         parts = [
@@ -140,14 +141,11 @@ def purge(conf: Path | None, *, held: bool, outbox: bool, keys: bool, yes: bool)
 
 @ledger_commands.command("salvage")
 @conf_option
-def salvage_damaged(conf: Path | None) -> None:
+@stages_option
+def salvage_damaged(conf: Path | None, directory: Path | None) -> None:
     """Make a sound ledger of what can be read of a damaged one, which is kept beside it."""
     with refusing_settings(), reporting_ledger():
-        directory = settings_of(conf).state
-        if not segments(directory):
-            tell(f"{directory}: there is no ledger")
-            sys.exit(NOTHING_READ)
-        state, faults, aside = salvage(directory)
+        state, faults, aside = salvage(settings_of(conf, directory).state)
     for line in faults:
         say(line)
     if not faults:

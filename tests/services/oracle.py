@@ -501,11 +501,12 @@ def _is_partition(documents: list[Document], parts: list[Part], stitched: bool) 
 
 def _enriched(ends: list[End], directory: Path) -> dict[End, dict[str, Any]]:
     """A document of each of them, from one flow alone."""
-    flows = [_flow_of(Known("", end, 40_000, 443), 1_700_000_000_000, 1_700_000_001_000, 8, 1) for end in ends]
+    ports = {end: 40_000 + number for number, end in enumerate(ends)}
+    flows = [_flow_of(Known("", end, port, 443), 1_700_000_000_000, 1_700_000_001_000, 8, 1) for end, port in ports.items()]
     outcome = run_real("replay", written(directory / "ends.ndjson", *flows))
     assert outcome.code == 0, outcome.err
-    found = {flow["meta"]["id"]: flow for flow in outcome.flows}
-    return {end: found[id_of(end.meta(40_000, 443))] for end in ends}
+    found = {flow["meta"]["src_port"]: flow for flow in outcome.flows}
+    return {end: found[port] for end, port in ports.items()}
 
 
 def _of_the_ends(meta: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,10 @@ class Pipeline:
         return process
 
     def stop(self) -> None:
-        """As a service manager does it."""
+        """As a service manager does it, when the worker has said that it works: before, the signal just ends it."""
+        log = self.process.log
+        if self.environment.get("NETSAGE_LOG_LEVEL", "info") in ("info", "debug"):
+            wait_for(lambda: '"works"' in log.read_text("utf-8", "replace") or not self.process.lasts(0.01), 30)
         assert self.process.stop() == 0, self.process.said
 
     def command(self, *words: str | Path) -> Outcome:

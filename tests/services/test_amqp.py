@@ -416,6 +416,18 @@ def test_an_existing_queue_is_bound_to_an_exchange_that_was_missing(broker: Brok
         channel.exchange_delete(f"{queue}-x")
 
 
+def test_a_queue_that_somebody_created_and_died_before_it_was_bound_is_bound(broker: Broker, link: Links, queue: str) -> None:
+    broker.declare(queue)
+    with broker.channel() as channel:
+        channel.exchange_declare(f"{queue}-x", "direct", durable=True)
+    publisher = link(Publisher, broker.url, f"{queue}-x", queue, "key")
+    publisher.publish(1, f"{queue}-x", "key", b"x", "id")
+    assert confirmed(publisher, 1) == [1]
+    assert broker.bodies(queue) == [b"x"]
+    with broker.channel() as channel:
+        channel.exchange_delete(f"{queue}-x")
+
+
 def test_a_queue_that_is_deleted_is_created_once_more(broker: Broker, link: Links, queue: str, said: list[Any]) -> None:
     consumer = link(Consumer, broker.url, queue)
     ready(consumer)

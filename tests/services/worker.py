@@ -109,11 +109,19 @@ class Process:
         self._process.kill()
         self._process.wait(60)
 
+    def tell_to_stop(self) -> None:
+        self._process.terminate()
+
     def stop(self, seconds: float = 60) -> int:
         """As a service manager does it; its exit status."""
-        self._process.terminate()
+        self.tell_to_stop()
         assert not self.lasts(seconds), f"did not stop within {seconds:.0f} s:\n{self.said}"
         return self._process.returncode
+
+    @property
+    def has_worked(self) -> bool:
+        """Whether it came to its loop."""
+        return b'"works"' in self.log.read_bytes()
 
     @property
     def said(self) -> str:
