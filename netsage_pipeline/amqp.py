@@ -435,11 +435,17 @@ class Link:
             yield lambda done: self._open.queue_declare(queue, passive=True, callback=done)
             return False
         except _MissingError:
-            yield lambda done: self._open.queue_declare(queue, durable=True, callback=done)
-        if exchange:
-            yield from self._declared_exchange(exchange)
-            yield lambda done: self._open.queue_bind(queue, exchange, key, callback=done)
+            if not exchange:
+                yield lambda done: self._open.queue_declare(queue, durable=True, callback=done)
+                return True
+        yield from self._declared_exchange(exchange)
+        yield partial(self._create_bound, queue, exchange, key)
         return True
+
+    def _create_bound(self, queue: str, exchange: str, key: str, done: Callable[[Any], None]) -> None:
+        """Without waiting between the two: nobody binds a queue that is there."""
+        self._open.queue_declare(queue, durable=True)
+        self._open.queue_bind(queue, exchange, key, callback=done)
 
     def _declared_exchange(self, exchange: str) -> Generator[Step, Any, bool]:
         """Steps that create a durable direct exchange where it is missing. Whether it was."""
@@ -661,7 +667,7 @@ class Publisher(Link):
         made = bool(self._exchange) and (yield from self._declared_exchange(self._exchange))
         if self._queue:
             missing = yield from self._declared_queue(self._queue, self._exchange, self._key)
-            if (made or self._probes) and not missing:  # Whoever created it may have died before it was bound.
+            if self._exchange and (made or self._probes) and not missing:  # Whoever created it may have died before it was bound.
                 yield lambda done: self._open.queue_bind(self._queue, self._exchange, self._key, callback=done)
         if not self._confirms:
             yield lambda done: self._open.confirm_delivery(self._on_confirm, callback=done)

@@ -300,7 +300,7 @@ class Worker:
         outbox = self._ledger.state.outbox
         while self._to_send and self._on_the_way < ON_THE_WAY:
             numbers: list[int] = []
-            while self._to_send and len(numbers) < BATCH:
+            while self._to_send and len(numbers) < min(BATCH, ON_THE_WAY - self._on_the_way):
                 number = self._to_send.popleft()
                 row = outbox[number]
                 if isinstance(row, bytes):
