@@ -27,6 +27,8 @@ torture: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/chain.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/ledger.py
+	$(BIN)/python benchmarks/queues.py
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/generate.py

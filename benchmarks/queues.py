@@ -1,6 +1,8 @@
 """Queue to queue: the worker with its ledger and confirms, beside a relay that only decodes, encodes, acknowledges and publishes.
 
-    python benchmarks/queues.py [--flows 300000] [--held 10000,100000,1000000] [--url amqp://guest:guest@localhost:5672/]
+    python benchmarks/queues.py [--flows 300000] [--held 10000,100000,1000000] [--url amqp://...]
+
+Without --url it starts a RabbitMQ node of its own, where rabbitmq-server is installed.
 
 All take the same messages of 100 flows from a real RabbitMQ and publish messages of 100 flows, persistent and confirmed, each in a
 process of its own, one after the other, with empty queues before. The relay decodes what came, and encodes and publishes the enriched flows
@@ -19,7 +21,6 @@ import gc
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -42,16 +43,17 @@ from netsage_pipeline.amqp import Broker, Consumer, Publisher, servers
 from netsage_pipeline.commands.run import working
 from netsage_pipeline.flow import Changes
 from netsage_pipeline.ledger import Commit, Ledger
+from tests.services import rabbitmq
 
 IN, OUT, EXCHANGE = "netsage_deidentifier_raw", "netsage_archive_input", "netsage.direct"
 LIMIT = 0.33
 
 #: The part of the flows that is not counted.
-COLD = 1 / 3
+COLD = 1 / 2
 
 
 class Timer:
-    """Seconds and CPU seconds from the first third of the flows on."""
+    """Seconds and CPU seconds from the first half of the flows on."""
 
     def __init__(self, count: int) -> None:
         self._from, self._count = int(count * COLD), count
@@ -130,10 +132,8 @@ def without_garbage_collection() -> None:
     gc.disable()
 
 
-def work(count: int, start: float, held: int) -> dict[str, float]:
+def work(count: int, held: int) -> dict[str, float]:
     """A worker, until it has taken so many flows and everything that it owes is confirmed."""
-    state = Path(os.environ["NETSAGE_STATE"])
-    prepare(state, start, held)
     spent = {"ledger": 0.0}
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,8 +173,14 @@ def work(count: int, start: float, held: int) -> dict[str, float]:
             "start": started,
             "longest": longest,
             "held": len(work.state.held),
-            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+            "memory": highest_memory(),
         }
+
+
+def highest_memory() -> float:
+    """The most that this program took, GB. What getrusage says may be that of the process it was started from."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1e6
 
 
 def prepare(directory: Path, start: float, held: int) -> None:
@@ -197,54 +203,71 @@ def prepare(directory: Path, start: float, held: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--flows", type=int, default=300_000)
+    parser.add_argument("--flows", type=int, default=600_000)
     parser.add_argument("--held", default="10000,100000,1000000")
-    parser.add_argument("--url", default=os.environ.get("NETSAGE_TEST_RABBITMQ_URL", "amqp://guest:guest@localhost:5672/"))
+    parser.add_argument("--url", default=os.environ.get("NETSAGE_TEST_RABBITMQ_URL"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         data = Path(directory)
-        material.write_tables(data)
-        rng = random.Random(2)
-        start = time.time() - 2 * 86_400
-        messages = material.messages(material.flows(material.Hosts(rng, 60_000), rng, options.flows, start))
-
-        def part(name: str, count: int, held: int = 0) -> dict[str, float]:
-            count = count // 100 * 100
-            fill(options.url, messages[: count // 100])
-            state = data / f"{name}-{held}"
-            environment = {**os.environ, "NETSAGE_RABBITMQ_URL": options.url, "NETSAGE_STATE": str(state), "NETSAGE_LOOKUPS": directory}
-            command = [sys.executable, __file__, "--part", name, str(count), str(start), str(held), options.url, str(data / "enriched")]
-            done = subprocess.run(command, env={**environment, "NETSAGE_LOG_LEVEL": "error"}, check=True, stdout=subprocess.PIPE)
-            result: dict[str, float] = json.loads(done.stdout)
-            return result
-
-        def line(name: str, result: dict[str, float]) -> None:
-            print(
-                f"{name:<28} {1e6 / result['real']:>10,.0f} flows/s, {result['real']:5.1f} µs a flow, {result['cpu']:5.1f} µs of them CPU"
-            )
-
-        print(f"{options.flows:,} messages' flows of {sum(map(len, messages)) / options.flows:.0f} bytes in")
-        ours = part("worker", options.flows)
-        (data / "enriched").write_bytes(b"\n".join(everything(options.url, OUT)))
-        theirs, plain = part("relay", options.flows), part("plain", options.flows)
-        line("worker", ours)
-        line("relay, same flows out", theirs)
-        line("plain relay", plain)
-        same, other = theirs["real"] / ours["real"], plain["real"] / ours["real"]
-        print(f"the worker's share of the relay: {same:.2f} (limit {LIMIT}), of the plain one: {other:.2f}")
-        print(f"the ledger: {ours['ledger']:.1f} µs CPU a flow, {ours['ledger'] / ours['cpu']:.0%} of the worker's")
-        for held in map(int, options.held.split(",")) if options.held else ():
-            result = part("worker", options.flows // 3, held)
-            line(f"worker, {held:,} held", result)
-            print(
-                f"{'':<28} started in {result['start']:.1f} s, longest turn {result['longest'] * 1e3:.0f} ms with a checkpoint under way, "
-                f"ledger {result['ledger']:.1f} µs a flow, memory {result['memory']:.2f} GB"
-            )
+        if options.url:
+            compare(options, data)
+            return
+        if not rabbitmq.available():
+            print("rabbitmq-server is not installed, or --url is missing: the worker is not measured")
+            return
+        node = rabbitmq.Broker(rabbitmq.free_port(5790), data / "rabbitmq")
+        node.start()
+        try:
+            options.url = node.url
+            compare(options, data)
+        finally:
+            node.kill9()
 
 
-def one_part(name: str, count: int, start: float, held: int, url: str, file: Path) -> None:
+def compare(options: argparse.Namespace, data: Path) -> None:
+    """Measures all, and prints it."""
+    material.write_tables(data)
+    rng = random.Random(2)
+    start = time.time() - 2 * 86_400
+    messages = material.messages(material.flows(material.Hosts(rng, 60_000), rng, options.flows, start))
+
+    def part(name: str, count: int, held: int = 0) -> dict[str, float]:
+        count = count // 100 * 100
+        fill(options.url, messages[: count // 100])
+        state = data / f"{name}-{held}"
+        environment = {**os.environ, "NETSAGE_RABBITMQ_URL": options.url, "NETSAGE_STATE": str(state), "NETSAGE_LOOKUPS": str(data)}
+        command = [sys.executable, __file__, "--part", name, str(count), str(held), options.url, str(data / "enriched")]
+        if name == "worker":
+            prepare(state, start, held)
+        done = subprocess.run(command, env={**environment, "NETSAGE_LOG_LEVEL": "error"}, check=True, stdout=subprocess.PIPE)
+        result: dict[str, float] = json.loads(done.stdout)
+        return result
+
+    def line(name: str, result: dict[str, float]) -> None:
+        print(f"{name:<28} {1e6 / result['real']:>10,.0f} flows/s, {result['real']:5.1f} µs a flow, {result['cpu']:5.1f} µs of them CPU")
+
+    print(f"{options.flows:,} flows of {sum(map(len, messages)) / options.flows:.0f} bytes, 100 a message")
+    ours = part("worker", options.flows)
+    (data / "enriched").write_bytes(b"\n".join(everything(options.url, OUT)))
+    theirs, plain = part("relay", options.flows), part("plain", options.flows)
+    line("worker", ours)
+    line("relay, same flows out", theirs)
+    line("plain relay", plain)
+    same, other = theirs["real"] / ours["real"], plain["real"] / ours["real"]
+    print(f"the worker's share of the relay: {same:.2f} (limit {LIMIT}), of the plain one: {other:.2f}")
+    print(f"the ledger: {ours['ledger']:.1f} µs CPU a flow, {ours['ledger'] / ours['cpu']:.0%} of the worker's")
+    for held in map(int, options.held.split(",")) if options.held else ():
+        result = part("worker", options.flows // 3, held)
+        line(f"worker, {held:,} held", result)
+        print(
+            f"{'':<28} started in {result['start']:.1f} s, longest turn {result['longest'] * 1e3:.0f} ms with a checkpoint under way, "
+            f"ledger {result['ledger']:.1f} µs a flow, memory {result['memory']:.2f} GB"
+        )
+
+
+def one_part(name: str, count: int, held: int, url: str, file: Path) -> None:
     if name == "worker":
-        result = work(count, start, held)
+        result = work(count, held)
     else:
         result = relay(url, count, [orjson.loads(each) for each in file.read_bytes().split(b"\n")] if name == "relay" else [])
     print(json.dumps(result))
@@ -252,7 +275,7 @@ def one_part(name: str, count: int, start: float, held: int, url: str, file: Pat
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--part"]:
-        part, count, start, held, url, file = sys.argv[2:]
-        one_part(part, int(count), float(start), int(held), url, Path(file))
+        part, count, held, url, file = sys.argv[2:]
+        one_part(part, int(count), int(held), url, Path(file))
     else:
         main()

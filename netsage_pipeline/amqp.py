@@ -233,13 +233,16 @@ class Link:
         self._lost()
         if connection is not None:
             _leave(connection)
-            while not connection.is_closed and time.monotonic() < until:
-                self._pump(0.05)
-            if not connection.is_closed:
-                _tear_down(connection)
-                self._pump(0)
-                self._pump(0)
-        self._loop.close()
+            with contextlib.suppress(Exception):  # pika raises where a connection is closed while it is being made.
+                while not connection.is_closed and time.monotonic() < until:
+                    self._pump(0.05)
+            with contextlib.suppress(Exception):
+                if not connection.is_closed:
+                    _tear_down(connection)
+                    self._pump(0)
+                    self._pump(0)
+        with contextlib.suppress(Exception):
+            self._loop.close()
 
     # What a kind of link does for itself.
 

@@ -80,7 +80,8 @@ class AtWork:
 
     def alive(self) -> None:
         """Touches the file: the worker is alive."""
-        os.utime(self._file)
+        with contextlib.suppress(OSError):  # The ledger says what is wrong with the disk.
+            os.utime(self._file)
 
     def close(self) -> None:
         os.close(self._file)

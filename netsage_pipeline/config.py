@@ -40,6 +40,7 @@ class Output(Settings):
     """The base of an output's Config."""
 
     for_replays: ClassVar[bool] = True  #: whether a replay writes to it when its settings say so
+    for_workers: ClassVar[bool] = True  #: whether what it says is stored is there after a restart
 
     allow_full_addresses: bool = Field(False, description="Let flows with full addresses out, for a chain without 70_deidentify")
 

@@ -301,8 +301,9 @@ class Ledger:
             yield {"held": held}
         for start, keys in list(state.slices.items()):
             for some in _chunks(keys.copy(), CHECKPOINT_STEP * 10):
+                written += 16 * len(some)
                 yield {"slices": [[start, b"".join(some)]]}
-        self._last_checkpoint = written
+        self._last_checkpoint = written + state.owed_bytes
         yield {"outbox": list(state.outbox.items()), "complete": first}
 
     def _begin_segment(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import io
 import sys
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import orjson
 from pydantic import Field
@@ -22,6 +22,8 @@ from netsage_pipeline.jsonvalues import fault
 
 
 class Config(Output):
+    for_workers: ClassVar[bool] = False
+
     path: str = Field("-", description="File to write, - for standard output; an existing file is replaced")
     flows_per_message: int = Field(1, ge=1, description="1: one flow a line; more: arrays of so many flows, one a line")
 

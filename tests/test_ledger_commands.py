@@ -458,6 +458,12 @@ def test_a_chain_without_an_output_is_refused(state: Path, tmp_path: Path) -> No
     assert line == "the chain has none, but it needs one output: enable one of them, such as 99_output_rabbitmq"
 
 
+def test_a_worker_does_not_write_to_a_file_that_the_next_one_would_replace(state: Path, to_file: Path) -> None:
+    line = line_of(command("run", "--conf", to_file, state=state), 2)
+    settings = to_file / "99_output_file.toml"
+    assert line == f"{settings}: replaces its file at every start, so a worker would lose what it wrote: use replay"
+
+
 @pytest.mark.parametrize("url", ["http://u:nobody-knows-it@h/", "amqp://u:nobody-knows-it/@h/", "amqp://u:nobody-knows-it@:5672/"])
 @pytest.mark.parametrize("words", [("run",), ("ledger", "drain"), ("ledger", "show")], ids=lambda words: words[-1])
 def test_a_wrong_url_is_told_without_its_password(state: Path, words: tuple[str, ...], url: str) -> None:

@@ -96,7 +96,7 @@ def drain(conf: Path | None, directory: Path | None) -> None:
     """Finish all flows that are held and hand everything out, for a migration. Takes no messages."""
     with refusing_settings(), reporting_ledger(), stopping() as stop:
         settings_of(conf, directory)
-        with working(conf, directory) as worker:
+        with working(conf, directory, restarts=False) as worker:
             worker.drain(stop)
             state = worker.state
     if state.held or state.outbox:

@@ -17,7 +17,7 @@ import structlog
 from netsage_pipeline import folders, log
 from netsage_pipeline.compose import Configured
 from netsage_pipeline.config import Input, SettingsError
-from netsage_pipeline.flow import Now, Sink, Source
+from netsage_pipeline.flow import Now
 from netsage_pipeline.ledger import Ledger, LedgerError
 from netsage_pipeline.options import conf_option, opened, refuse_full_addresses, stages_of, stages_option
 from netsage_pipeline.run import Worker
@@ -39,11 +39,18 @@ def run(conf: Path | None, directory: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def working(conf: Path | None, directory: Path | None) -> Iterator[Worker]:
-    """A worker with its ledger, input and output open. SettingsError, LedgerError."""
+def working(conf: Path | None, directory: Path | None, *, restarts: bool = True) -> Iterator[Worker]:
+    """A worker with its ledger, input and output open. SettingsError, LedgerError.
+
+    restarts   whether another one may be started after it with the same output
+    """
     stages = stages_of(conf, directory)
     refuse_full_addresses(stages)
     source, sink = the(stages, "source"), the(stages, "sink")
+    if restarts and not getattr(sink.config, "for_workers", True):
+        raise SettingsError(
+            [f"{sink.settings_file.path}: replaces its file at every start, so a worker would lose what it wrote: use replay"]
+        )
     log.configure(level(), log.secrets_of(stages))
     settings: Input = source.config  # type: ignore[assignment]
     now = Now(time.time(), clock="arrival")
@@ -54,18 +61,10 @@ def working(conf: Path | None, directory: Path | None) -> Iterator[Worker]:
         ledger = Ledger(settings.state, settings.keys_limit_bytes)
         open_ones.callback(ledger.close)
         taking = source.file.module.source(source.config)
-        open_ones.callback(leave, taking)
+        open_ones.callback(taking.close)
         giving = sink.file.module.sink(sink.config)
-        open_ones.callback(leave, giving)
+        open_ones.callback(giving.close)
         yield Worker(chain, now, taking, giving, ledger, tables, settings.max_message_bytes)
-
-
-def leave(end: Source | Sink) -> None:
-    """Closes an input or output. Whatever is wrong with that costs nothing: all is in the ledger."""
-    try:
-        end.close()
-    except Exception as error:  # pika raises where a connection is closed while it is being made.
-        said.debug("was not left politely", reason=type(error).__name__)
 
 
 def the(stages: list[Configured], factory: str) -> Configured:
