@@ -1,14 +1,14 @@
 """Queue to queue: the worker with its ledger and confirms, beside a relay that only decodes, encodes, acknowledges and publishes.
 
-    python benchmarks/queues.py [--flows 300000] [--held 10000,100000,1000000] [--url amqp://...]
+    python benchmarks/queues.py [--flows 600000] [--held 10000,100000,1000000] [--url amqp://...]
 
 Without --url it starts a RabbitMQ node of its own, where rabbitmq-server is installed.
 
-All take the same messages of 100 flows from a real RabbitMQ and publish messages of 100 flows, persistent and confirmed, each in a
-process of its own, one after the other, with empty queues before. The relay decodes what came, and encodes and publishes the enriched flows
-that the worker made of it, so that both take in and put out the same; the plain relay publishes what came as it is. Of each, the first
-third is not counted: the worker's memory of ends is cold then. The worker goes on with a ledger whose clock stands where the flows begin,
-as after an outage: so flows end while it works, and what ends later stays held.
+All take the same messages from a real RabbitMQ and publish messages of as many flows, persistent and confirmed, each in a process of its
+own, one after the other, with empty queues before. The relay decodes what came, and encodes and publishes the enriched flows that the
+worker made of it, so that both take in and put out the same; the plain relay publishes what came as it is. Of each, the first half is not
+counted: the worker's memory of ends is cold then. The worker goes on with a ledger whose clock stands where the flows begin, as after an
+outage: so flows end while it works, and what ends later stays held.
 
 Then the worker again with more and more flows held, none of which ends: what a flow costs, the longest turn of the loop while a checkpoint
 of all of them is written, memory, and the time to start after a kill.
@@ -21,6 +21,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from pydantic import SecretStr
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import material
+from netsage_pipeline import folders
 from netsage_pipeline import ledger as ledgers
 from netsage_pipeline import run as worker
 from netsage_pipeline.amqp import Broker, Consumer, Publisher, servers
@@ -97,7 +99,7 @@ def everything(url: str, queue: str) -> list[bytes]:
         return [body for _ in range(count) if (body := channel.basic_get(queue, auto_ack=True)[2]) is not None]
 
 
-def relay(url: str, count: int, enriched: list[Any]) -> dict[str, float]:
+def relay(url: str, count: int, together: int, enriched: list[Any]) -> dict[str, float]:
     """A relay of so many flows; publishes the enriched ones, spread evenly, or what came if there are none."""
     taking = Consumer(servers(Broker(url=SecretStr(url))), "benchmark", IN, "amq.direct", IN)
     giving = publisher(url, EXCHANGE, OUT)
@@ -110,13 +112,13 @@ def relay(url: str, count: int, enriched: list[Any]) -> dict[str, float]:
     while taken < count or giving.unconfirmed:
         for body, _ in taking.receive(0.01):
             flows = orjson.loads(body)
-            taken += len(flows)
+            taken += together
             ready = enriched[published : taken * len(enriched) // count] if enriched else [flows]
             for each in ready:
                 giving.publish(0, EXCHANGE, OUT, orjson.dumps(each), str(published))
                 published += 1
         taking.acknowledge()
-        while giving.unconfirmed > worker.ON_THE_WAY // 100:
+        while giving.unconfirmed > worker.ON_THE_WAY // together:
             giving.turn(0.01)
         giving.turn(0)
         timer.see(taken)
@@ -132,7 +134,7 @@ def without_garbage_collection() -> None:
     gc.disable()
 
 
-def work(count: int, held: int) -> dict[str, float]:
+def work(count: int, together: int, held: int) -> dict[str, float]:
     """A worker, until it has taken so many flows and everything that it owes is confirmed."""
     spent = {"ledger": 0.0}
 
@@ -149,7 +151,7 @@ def work(count: int, held: int) -> dict[str, float]:
     if held:
         ledgers.SEGMENT_BYTES = 1_000_000  # So that a checkpoint is under way all the time.
     began = time.perf_counter()
-    with working(None, None) as work:
+    with working(settings(together), None) as work:
         started = time.perf_counter() - began
         ledger: Any = work._ledger
         ledger.encode, ledger.write = timed(ledger.encode), timed(ledger.write)
@@ -175,6 +177,15 @@ def work(count: int, held: int) -> dict[str, float]:
             "held": len(work.state.held),
             "memory": highest_memory(),
         }
+
+
+def settings(together: int) -> Path:
+    """The shipped settings, with so many flows in a message."""
+    directory = Path(os.environ["NETSAGE_STATE"]).parent / f"conf-{together}"
+    shutil.copytree(folders.shipped("conf.d"), directory, dirs_exist_ok=True)
+    with (directory / "99_output_rabbitmq.toml").open("a") as file:
+        file.write(f"flows_per_message = {together}\n")
+    return directory
 
 
 def highest_memory() -> float:
@@ -231,33 +242,39 @@ def compare(options: argparse.Namespace, data: Path) -> None:
     start = time.time() - 2 * 86_400
     messages = material.messages(material.flows(material.Hosts(rng, 60_000), rng, options.flows, start))
 
-    def part(name: str, count: int, held: int = 0) -> dict[str, float]:
+    def part(name: str, count: int, together: int = 100, held: int = 0) -> dict[str, float]:
         count = count // 100 * 100
-        fill(options.url, messages[: count // 100])
-        state = data / f"{name}-{held}"
+        sent = messages[: count // 100]
+        if together == 1:
+            sent = [orjson.dumps(flow) for message in sent for flow in orjson.loads(message)]
+        fill(options.url, sent)
+        state = data / f"{name}-{together}-{held}"
         environment = {**os.environ, "NETSAGE_RABBITMQ_URL": options.url, "NETSAGE_STATE": str(state), "NETSAGE_LOOKUPS": str(data)}
-        command = [sys.executable, __file__, "--part", name, str(count), str(held), options.url, str(data / "enriched")]
+        numbers = [str(number) for number in (count, together, held)]
+        command = [sys.executable, __file__, "--part", name, *numbers, options.url, str(data / "enriched")]
         if name == "worker":
             prepare(state, start, held)
         done = subprocess.run(command, env={**environment, "NETSAGE_LOG_LEVEL": "error"}, check=True, stdout=subprocess.PIPE)
+        if name == "worker" and not held:
+            (data / "enriched").write_bytes(b"\n".join(everything(options.url, OUT)))
         result: dict[str, float] = json.loads(done.stdout)
         return result
 
     def line(name: str, result: dict[str, float]) -> None:
         print(f"{name:<28} {1e6 / result['real']:>10,.0f} flows/s, {result['real']:5.1f} µs a flow, {result['cpu']:5.1f} µs of them CPU")
 
-    print(f"{options.flows:,} flows of {sum(map(len, messages)) / options.flows:.0f} bytes, 100 a message")
-    ours = part("worker", options.flows)
-    (data / "enriched").write_bytes(b"\n".join(everything(options.url, OUT)))
-    theirs, plain = part("relay", options.flows), part("plain", options.flows)
-    line("worker", ours)
-    line("relay, same flows out", theirs)
-    line("plain relay", plain)
-    same, other = theirs["real"] / ours["real"], plain["real"] / ours["real"]
-    print(f"the worker's share of the relay: {same:.2f} (limit {LIMIT}), of the plain one: {other:.2f}")
-    print(f"the ledger: {ours['ledger']:.1f} µs CPU a flow, {ours['ledger'] / ours['cpu']:.0%} of the worker's")
+    size = sum(map(len, messages)) / options.flows
+    for together, flows in ((100, options.flows), (1, options.flows // 10)):
+        print(f"{flows:,} flows of {size:.0f} bytes, {together} a message")
+        ours, theirs, plain = (part(name, flows, together) for name in ("worker", "relay", "plain"))
+        line("worker", ours)
+        line("relay, same flows out", theirs)
+        line("plain relay", plain)
+        same, other = theirs["real"] / ours["real"], plain["real"] / ours["real"]
+        print(f"the worker's share of the relay: {same:.2f} (limit {LIMIT}), of the plain one: {other:.2f}")
+        print(f"the ledger: {ours['ledger']:.1f} µs CPU a flow, {ours['ledger'] / ours['cpu']:.0%} of the worker's")
     for held in map(int, options.held.split(",")) if options.held else ():
-        result = part("worker", options.flows // 3, held)
+        result = part("worker", options.flows // 3, held=held)
         line(f"worker, {held:,} held", result)
         print(
             f"{'':<28} started in {result['start']:.1f} s, longest turn {result['longest'] * 1e3:.0f} ms with a checkpoint under way, "
@@ -265,17 +282,18 @@ def compare(options: argparse.Namespace, data: Path) -> None:
         )
 
 
-def one_part(name: str, count: int, held: int, url: str, file: Path) -> None:
+def one_part(name: str, count: int, together: int, held: int, url: str, file: Path) -> None:
     if name == "worker":
-        result = work(count, held)
+        result = work(count, together, held)
     else:
-        result = relay(url, count, [orjson.loads(each) for each in file.read_bytes().split(b"\n")] if name == "relay" else [])
+        enriched = [orjson.loads(each) for each in file.read_bytes().split(b"\n")] if name == "relay" else []
+        result = relay(url, count, together, enriched)
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--part"]:
-        part, count, held, url, file = sys.argv[2:]
-        one_part(part, int(count), int(held), url, Path(file))
+        part, count, together, held, url, file = sys.argv[2:]
+        one_part(part, int(count), int(together), int(held), url, Path(file))
     else:
         main()
