@@ -207,7 +207,9 @@ def test_cut_off_restarted_and_in_alarm_under_load_it_goes_on_by_itself_and_the_
     parts = load.stop()
     run.finished()
     assert sums(documents(run.flows())) == sums(as_single(parts))
-    assert (alternating(worker, "input"), alternating(worker, "output")) == (2, 4)
+    # Two faults may come so close that one line is said of both.
+    assert 1 <= alternating(worker, "input") <= 2
+    assert 3 <= alternating(worker, "output") <= 4
     assert waits(worker) == ["waits for the output", "goes on"] * 2, worker.whole_log
     assert watch.stop() - watch.first < GROWTH
     assert watch.most < RESIDENT
