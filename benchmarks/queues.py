@@ -83,6 +83,7 @@ def fill(url: str, messages: list[bytes]) -> None:
         for queue in (IN, OUT):
             channel.queue_declare(queue, durable=True)
             channel.queue_purge(queue)
+        channel.queue_bind(IN, "amq.direct", IN)
     link = publisher(url, "amq.direct", IN)
     for number, message in enumerate(messages):
         link.publish(number, "amq.direct", IN, message, str(number))
