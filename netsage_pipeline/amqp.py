@@ -296,7 +296,7 @@ class Link:
             return
         self._connection = None
         self._events += 1
-        self._waits(_reason(error), at_once=_is_refusal(error))
+        self._waits(reason_of(error), at_once=_is_refusal(error))
         self._turn_of = (self._turn_of + 1) % len(self._servers)
         if self._turn_of:  # Another one may be there: it is asked at once.
             self._loop.call_later(0, self._connect)
@@ -307,7 +307,7 @@ class Link:
         if connection is not self._connection:
             return
         self._connection = None
-        self._waits(_reason(error))
+        self._waits(reason_of(error))
         self._lost()
         self._turn_of = (self._turn_of + 1) % len(self._servers)
         self._loop.call_later(self._delay(), self._connect)
@@ -364,7 +364,7 @@ class Link:
             self._channel = None
             self._loop.call_later(0, partial(self._open_channel, connection, partial(self._advance, steps, missing=error)))
             return
-        self._waits(_reason(error), at_once=_is_refusal(error))
+        self._waits(reason_of(error), at_once=_is_refusal(error))
         self._lost()
         self._loop.call_later(self._delay(), partial(self._open_channel, connection))
 
@@ -407,7 +407,7 @@ class Link:
             self._goes_on()
             return
         except _MissingError:  # Nothing can be created in its stead.
-            self._waits(_reason(missing), at_once=True)
+            self._waits(reason_of(missing), at_once=True)
             self._open_anew()
             return
         step(partial(self._advance, steps))
@@ -854,7 +854,7 @@ def _is_refusal(error: Any) -> bool:
     return any(isinstance(cause, refusals) or getattr(cause, "reply_code", 0) in (403, 406) for cause in _causes(error))
 
 
-def _reason(error: Any) -> str:
+def reason_of(error: Any) -> str:
     """Why a connection is not there, in a line."""
     causes = list(_causes(error))
     for cause in causes:

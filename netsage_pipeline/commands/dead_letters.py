@@ -18,8 +18,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from tqdm import tqdm
 
 from netsage_pipeline import log
-from netsage_pipeline.amqp import Publisher, Server, servers
-from netsage_pipeline.amqp import _reason as reason_of
+from netsage_pipeline.amqp import Publisher, Server, reason_of, servers
 from netsage_pipeline.commands.publish import input_of, interruptible
 from netsage_pipeline.commands.run import level
 from netsage_pipeline.deadletters import DECODE, body_of, is_envelope
@@ -53,8 +52,8 @@ def dead_letters() -> None:
 def list_letters(conf: Path | None, stage: str | None, reason: str | None) -> None:
     """Count dead letters by stage and reason."""
     counts: Counter[tuple[str, str]] = Counter()
-    with _queue(conf) as (channel, queue):
-        for letter in _letters(channel, queue, stage, reason, None):
+    with _queue(conf) as (channel, config):
+        for letter in _letters(channel, config.dead_letters, stage, reason, None):
             counts[_stage_and_reason(letter)] += 1
     for (refused_by, why), number in sorted(counts.items()):
         say(f"{number:>12,}  {refused_by}: {why}")
@@ -69,8 +68,8 @@ def list_letters(conf: Path | None, stage: str | None, reason: str | None) -> No
 @click.option("--most", default=10, show_default=True, help="So many at most")
 def show_letters(conf: Path | None, stage: str | None, reason: str | None, letter_id: str | None, most: int) -> None:
     """Show dead letters, one JSON object a line. They stay in their queue."""
-    with _queue(conf) as (channel, queue):
-        for number, letter in enumerate(_letters(channel, queue, stage, reason, letter_id)):
+    with _queue(conf) as (channel, config):
+        for number, letter in enumerate(_letters(channel, config.dead_letters, stage, reason, letter_id)):
             if number == most:
                 tell(f"there are more: --most shows more than {most}")
                 break
@@ -86,9 +85,7 @@ def replay_letters(conf: Path | None, stage: str | None, reason: str | None, let
     """Put dead letters back on the input queue: each enters the chain at the stage that refused it."""
     replayed = 0
     again = "run it again: what was put back already is known by its id and not counted twice"
-    with interruptible(again), _queue(conf) as (channel, queue):
-        source = input_of(conf)
-        config: Any = source.config
+    with interruptible(again), _queue(conf) as (channel, config):
         link = Publisher(servers(config), "replay", config.exchange, config.queue, config.key or config.queue)
 
         def settle(most: int) -> None:
@@ -102,7 +99,7 @@ def replay_letters(conf: Path | None, stage: str | None, reason: str | None, let
                     return
                 link.turn(0.1)
 
-        for letter in _letters(channel, queue, stage, reason, letter_id):
+        for letter in _letters(channel, config.dead_letters, stage, reason, letter_id):
             if letter.envelope is not None:
                 link.publish(letter.tag, "", config.queue, _message(letter.envelope, letter.body), f"replay/{letter.known_as}")
                 settle(ON_THE_WAY)
@@ -119,8 +116,8 @@ def _message(envelope: dict[str, Any], body: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def _queue(conf: Path | None) -> Iterator[tuple[BlockingChannel, str]]:
-    """A channel, and the name of the queue of dead letters. What was not acknowledged goes back when it is left."""
+def _queue(conf: Path | None) -> Iterator[tuple[BlockingChannel, Any]]:
+    """A channel, and the settings of the input, which name the dead letter queue. What was not acknowledged goes back when it is left."""
     with refusing_settings():
         source = input_of(conf)
         config: Any = source.config
@@ -129,7 +126,7 @@ def _queue(conf: Path | None) -> Iterator[tuple[BlockingChannel, str]]:
     connection = None
     try:
         connection = _connected(brokers)
-        yield connection.channel(), config.dead_letters
+        yield connection.channel(), config
     except AMQPError as error:
         if isinstance(error, ChannelClosedByBroker) and error.reply_code == 404:
             tell(f"{config.dead_letters}: no such queue: no dead letter was written yet, or NETSAGE_DEAD_LETTERS names another one")

@@ -40,8 +40,9 @@ def publish_dumps(
     Publishing the same file again, within the 24 h of work for which the worker knows what it took, changes nothing."""
 
     with refusing_settings(), interruptible("publish it again: what was published already is known by its ids and not counted twice"):
-        config: Any = input_of(conf).config
-        log.configure(level(), log.secrets_of([input_of(conf)]))
+        source = input_of(conf)
+        config: Any = source.config
+        log.configure(level(), log.secrets_of([source]))
         dumps = find(list(paths), tell)
         if not dumps:
             tell("nothing could be read")
