@@ -41,7 +41,8 @@ from benchmarks import material
 from netsage_pipeline import folders
 from netsage_pipeline import ledger as ledgers
 from netsage_pipeline import run as worker
-from netsage_pipeline.amqp import Broker, Consumer, Publisher, servers
+from netsage_pipeline.amqp import Consumer, Publisher
+from netsage_pipeline.brokers import Broker, servers
 from netsage_pipeline.commands.run import working
 from netsage_pipeline.flow import Changes
 from netsage_pipeline.ledger import Commit, Ledger

@@ -64,8 +64,6 @@ def configure(level: str, secrets: Sequence[str] = ()) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # pika says each thing several times; what an operator needs of it is said by amqp.py.
-    logging.getLogger("pika").setLevel(logging.INFO if level.lower() == "debug" else logging.CRITICAL)
     logging.captureWarnings(True)
     structlog.configure(
         processors=[

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from netsage_pipeline.amqp import Broker, Consumer, Publisher, servers
+from netsage_pipeline.amqp import Consumer, Publisher
+from netsage_pipeline.brokers import Broker, servers
 from netsage_pipeline.config import Input
 from netsage_pipeline.flow import Delivery
 

@@ -15,7 +15,8 @@ from typing import ClassVar
 import orjson
 from pydantic import Field
 
-from netsage_pipeline.amqp import Broker, Publisher, servers
+from netsage_pipeline.amqp import Publisher
+from netsage_pipeline.brokers import Broker, servers
 from netsage_pipeline.config import Output
 from netsage_pipeline.documents import document_id, identity
 from netsage_pipeline.flow import Flow, Refusal, Stored

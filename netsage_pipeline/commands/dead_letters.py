@@ -18,7 +18,8 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from tqdm import tqdm
 
 from netsage_pipeline import log
-from netsage_pipeline.amqp import Publisher, Server, reason_of, servers
+from netsage_pipeline.amqp import Publisher
+from netsage_pipeline.brokers import Server, reason_of, servers
 from netsage_pipeline.commands.publish import input_of, interruptible
 from netsage_pipeline.commands.run import level
 from netsage_pipeline.deadletters import DECODE, body_of, is_envelope

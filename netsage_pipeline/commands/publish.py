@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from netsage_pipeline import log
-from netsage_pipeline.amqp import Broker, Publisher, servers
+from netsage_pipeline.amqp import Publisher
+from netsage_pipeline.brokers import Broker, servers
 from netsage_pipeline.commands.replay import flow_type_option, min_bytes_option, rows_of, sensor_option
 from netsage_pipeline.commands.run import level, the
 from netsage_pipeline.compose import Configured

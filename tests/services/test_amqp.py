@@ -20,10 +20,12 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from netsage_pipeline import amqp
-from netsage_pipeline.amqp import Consumer, Link, Publisher, servers
+from netsage_pipeline import amqp, brokers
+from netsage_pipeline.amqp import Consumer, Publisher
+from netsage_pipeline.brokers import servers
 from netsage_pipeline.config import SettingsError
 from netsage_pipeline.flow import Delivery
+from netsage_pipeline.link import Link
 from tests.services.conftest import absent
 from tests.services.rabbitmq import Broker, Proxy, wait_for
 
@@ -48,7 +50,7 @@ def link() -> Iterator[Links]:
     made: list[Link] = []
 
     def make(kind: type[Link], url: str, *arguments: str, **settings: Any) -> Link:
-        made.append(kind(servers(amqp.Broker(url=SecretStr(url), **settings)), "test", *arguments))
+        made.append(kind(servers(brokers.Broker(url=SecretStr(url), **settings)), "test", *arguments))
         return made[-1]
 
     yield make
@@ -842,13 +844,13 @@ def test_files_for_tls_that_cannot_be_used_are_wrong_settings(tmp_path: Path) ->
     for name, file in (("ca_file", "none"), ("ca_file", "empty.pem"), ("client_certificate_file", "empty.pem")):
         settings: dict[str, Any] = {name: tmp_path / file}
         with pytest.raises(SettingsError) as refused:
-            servers(amqp.Broker(url=SecretStr("amqps://localhost/"), **settings))
+            servers(brokers.Broker(url=SecretStr("amqps://localhost/"), **settings))
         [line] = refused.value.errors
         assert line.startswith(f"{name}: {tmp_path / file}: ")
 
 
 def test_a_plain_connection_needs_no_file_for_tls() -> None:
-    broker = amqp.Broker(url=SecretStr("amqp://localhost/"), ca_file=Path("/no/such/file"))
+    broker = brokers.Broker(url=SecretStr("amqp://localhost/"), ca_file=Path("/no/such/file"))
     assert [server.name for server in servers(broker)] == ["localhost:5672"]
 
 

@@ -18,8 +18,9 @@ import orjson
 import pytest
 
 from netsage_pipeline import progress
-from netsage_pipeline.amqp import Broker as BrokerSettings
-from netsage_pipeline.amqp import Publisher, servers
+from netsage_pipeline.amqp import Publisher
+from netsage_pipeline.brokers import Broker as BrokerSettings
+from netsage_pipeline.brokers import servers
 from netsage_pipeline.publish import parcels, publish
 from netsage_pipeline.read import Message, find
 from tests.command import COMMAND, conf_with, written

@@ -1,0 +1,183 @@
+"""How brokers are named in settings and reached, and why one is not, in words for an operator."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pika
+from pika.exceptions import (
+    AMQPHeartbeatTimeout,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+    ConnectionOpenAborted,
+    IncompatibleProtocolError,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+    StreamLostError,
+)
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+
+from netsage_pipeline.config import Settings, SettingsError
+
+#: Seconds: to connect, to shake hands; silence after which a peer is dead.
+CONNECT, HANDSHAKE, HEARTBEAT = 3, 8, 30
+
+_PORTS = {"amqp": 5672, "amqps": 5671}
+
+
+class Broker(Settings):
+    """How a broker is reached: the part that the Configs of an input and of an output share."""
+
+    url: SecretStr = Field(
+        SecretStr("amqp://localhost:5672/"),
+        description="amqp://user:password@host:port/vhost, with TLS amqps://; several, separated by commas, are tried in turn "
+        "(write a comma in a password as %2C); default: the broker of this machine",
+    )
+    ca_file: Path | None = Field(
+        None, description="Certificates of the authorities that amqps servers are checked by; not set: the system's"
+    )
+    client_certificate_file: Path | None = Field(None, description="Certificate that we show an amqps server")
+    client_key_file: Path | None = Field(None, description="Its key, where it is not in the same file")
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, url: SecretStr) -> SecretStr:
+        each = url.get_secret_value().split(",")
+        for number, one in enumerate(each, 1):
+            wrong = _wrong_with(one.strip())
+            if wrong:
+                where = f"URL {number} of {len(each)} " if len(each) > 1 else "it "
+                raise ValueError(f"{where}{wrong}: write amqp://user:password@host:5672/vhost")
+        return url
+
+    @field_validator("client_key_file")
+    @classmethod
+    def _has_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if key is not None and info.data.get("client_certificate_file") is None:
+            raise ValueError("a key without its certificate: set client_certificate_file too")
+        return key
+
+
+def _wrong_with(url: str) -> str:
+    """What is wrong with a URL, in words that hold nothing of it; "" if nothing is."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in _PORTS:
+            return "does not begin with amqp:// or amqps://"
+        if not parts.hostname:
+            return "names no host"
+        if parts.port == 0:
+            return "names no port that can be used"
+        if "@" in parts.path + parts.query + parts.fragment:  # The password went on: what looks like the host is a part of it.
+            raise ValueError
+        pika.URLParameters(url)
+    except Exception:  # Its text may hold the password.
+        return "is no URL (a special character in a user name or password is written as %40 for @, %2F for /, %3A for :)"
+    return ""
+
+
+class Server(NamedTuple):
+    """One broker of the list: `name` is host:port, for logs."""
+
+    name: str
+    parameters: pika.connection.Parameters
+
+
+def servers(broker: Broker) -> list[Server]:
+    """The brokers that the settings name, in order. SettingsError if a file for TLS cannot be used."""
+    _quieten()
+    context = _context(broker) if "amqps:" in broker.url.get_secret_value() else None
+    return [_server(url.strip(), context) for url in broker.url.get_secret_value().split(",")]
+
+
+def _server(url: str, context: ssl.SSLContext | None) -> Server:
+    parts = urlsplit(url)
+    parameters = pika.URLParameters(url)
+    parameters.socket_timeout = CONNECT
+    parameters.stack_timeout = HANDSHAKE
+    parameters.connection_attempts = 1
+    parameters.blocked_connection_timeout = None
+    if "heartbeat=" not in parts.query:
+        parameters.heartbeat = HEARTBEAT
+    if parts.scheme == "amqps" and context is not None:
+        parameters.ssl_options = pika.SSLOptions(context, parts.hostname)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return Server(f"{host}:{parts.port or _PORTS[parts.scheme]}", parameters)
+
+
+def _context(broker: Broker) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=broker.ca_file)
+    except OSError as error:
+        raise SettingsError([f"ca_file: {broker.ca_file}: {_unusable(error)}"]) from None
+    if broker.client_certificate_file is not None:
+        try:
+            context.load_cert_chain(broker.client_certificate_file, broker.client_key_file, password="")
+        except (OSError, ValueError) as error:
+            files = ", ".join(str(file) for file in (broker.client_certificate_file, broker.client_key_file) if file)
+            raise SettingsError([f"client_certificate_file: {files}: {_unusable(error)}"]) from None
+    return context
+
+
+def _unusable(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return "is no certificate, or does not fit its key: give them as PEM, the key without a passphrase"
+    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+
+
+def _quieten() -> None:
+    """pika says each thing several times and names what it was given; what an operator needs is said here."""
+    verbose = logging.getLogger().isEnabledFor(logging.DEBUG)
+    logging.getLogger("pika").setLevel(logging.INFO if verbose else logging.CRITICAL)
+
+
+_REASONS: list[tuple[type[BaseException], str]] = [
+    (ProbableAuthenticationError, "it refuses the user or the password: correct them in the url"),
+    (ProbableAccessDeniedError, "it has no such virtual host, or the user may not use it: correct the url or its permissions"),
+    (IncompatibleProtocolError, "it does not speak AMQP 0-9-1 there: is it a port for TLS (amqps), or for something else?"),
+    (ssl.SSLCertVerificationError, "its certificate is not to be trusted"),
+    (AMQPHeartbeatTimeout, "it was silent"),
+    (TimeoutError, "it does not answer"),
+    (ConnectionOpenAborted, "it does not answer"),
+]
+
+
+def _causes(error: Any) -> Iterator[BaseException]:
+    """An error and what it holds, pika's way, down to what happened first."""
+    while isinstance(error, BaseException):
+        yield error
+        inner: Any = getattr(error, "exceptions", None)
+        error = inner[-1] if inner else getattr(error, "exception", None) or (error.args[0] if error.args else None)
+
+
+def is_refusal(error: Any) -> bool:
+    """Whether only somebody can change what is wrong."""
+    refusals = (ProbableAuthenticationError, ProbableAccessDeniedError, IncompatibleProtocolError, ssl.SSLError)
+    return any(isinstance(cause, refusals) or getattr(cause, "reply_code", 0) in (403, 406) for cause in _causes(error))
+
+
+def reason_of(error: Any) -> str:
+    """Why a connection is not there, in a line."""
+    causes = list(_causes(error))
+    for cause in causes:
+        for kind, words in _REASONS:
+            if isinstance(cause, kind):
+                more = getattr(cause, "verify_message", "")
+                return f"{words}: {in_a_line(more)}" if more else words
+        if isinstance(cause, ConnectionClosedByBroker | ChannelClosedByBroker):
+            return in_a_line(cause.reply_text)
+    last = causes[-1] if causes else None
+    if isinstance(last, StreamLostError) or last is None:
+        return "the connection was lost"
+    if isinstance(last, OSError) and last.strerror:
+        return in_a_line(last.strerror)
+    return "it does not answer" if "Timeout" in type(last).__name__ else in_a_line(str(last))
+
+
+def in_a_line(text: Any) -> str:
+    return " ".join(str(text).split())[:300]
