@@ -1,7 +1,7 @@
 """Settings: a directory of TOML files, one a stage, with ${VARIABLES}; all errors of all files at once.
 
 A value may hold ${VARIABLE} or ${VARIABLE:-default}, as in compose files. A secret (SecretStr) called `key` can be given as
-`key_file`, the path of a file that holds it.
+`key_file`, the path of a file that holds it; empty: it is not.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def settings_of(model: type[S], file: SettingsFile) -> tuple[S | None, list[str]
     values = dict(file.values)
     for name in _secrets(model):
         path = values.pop(f"{name}_file", None)
-        if path is not None:
+        if path:
             try:
                 values[name] = Path(path).read_text("utf-8").strip()
                 file.origins[name] = str(path)

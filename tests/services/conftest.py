@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.services import elastic as real
 from tests.services import netflow, rabbitmq
 
 #: The function netflow.collect.
@@ -42,3 +43,18 @@ def broker(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator
     yield node
     if not url:
         node.end()
+
+
+@pytest.fixture(scope="session")
+def elastic(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[real.Node]:
+    """An Elasticsearch node of this worker's own; whoever stops it starts it again."""
+    url = os.environ.get("NETSAGE_TEST_ELASTICSEARCH_URL", "")
+    if not url and not real.available():
+        absent("elasticsearch")
+    number = int(worker_id.removeprefix("gw")) + 1 if worker_id != "master" else 0
+    node = real.Node(rabbitmq.free_port(5920 + 10 * number), tmp_path_factory.mktemp("elasticsearch") / "data", url)
+    if not url:
+        node.start()
+    yield node
+    if not url:
+        node.kill9()

@@ -1,0 +1,175 @@
+"""How Elasticsearch is named in settings and reached, and why it is not, in words for an operator."""
+
+from __future__ import annotations
+
+import logging
+import re
+import ssl
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import elasticsearch
+from elastic_transport import ConnectionError as NotConnected
+from elastic_transport import ConnectionTimeout, TlsError
+from elastic_transport.client_utils import DEFAULT
+from elasticsearch import ApiError, Elasticsearch
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+
+from netsage_pipeline.config import Settings, SettingsError
+
+#: Seconds that a request may take.
+REQUEST_S = 60
+
+
+class Cluster(Settings):
+    """How a cluster is reached: the part of an output's Config that its users share."""
+
+    url: SecretStr = Field(
+        SecretStr("http://localhost:9200"),
+        description="https://host:9200; several nodes of one cluster, separated by commas, take turns; default: this machine's",
+    )
+    user: str = Field("", description="User name; empty: no password is given")
+    password: SecretStr | None = Field(None, validate_default=True, description="Its password")
+    api_key: SecretStr | None = Field(None, description="API key (the encoded form), instead of user and password")
+    ca_file: Path | None = Field(
+        None, description="Certificates of the authorities that https servers are checked by; not set: the system's"
+    )
+
+    @field_validator("ca_file", mode="before")
+    @classmethod
+    def _or_none(cls, path: Any) -> Any:
+        return path or None
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, url: SecretStr) -> SecretStr:
+        each = url.get_secret_value().split(",")
+        for number, one in enumerate(each, 1):
+            wrong = _wrong_with(one.strip())
+            if wrong:
+                where = f"URL {number} of {len(each)} " if len(each) > 1 else "it "
+                raise ValueError(f"{where}{wrong}: write https://host:9200")
+        return url
+
+    @field_validator("password")
+    @classmethod
+    def _has_user(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if "user" in info.data and bool(info.data["user"]) != bool(password and password.get_secret_value()):
+            raise ValueError("user and password belong together: set both, or none")
+        return password
+
+    @field_validator("api_key")
+    @classmethod
+    def _is_alone(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if key is not None and key.get_secret_value() and info.data.get("user"):
+            raise ValueError("an API key and a user: set one of them")
+        return key
+
+
+def _wrong_with(url: str) -> str:
+    """What is wrong with a URL, in words that hold nothing of it; "" if nothing is."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https"):
+            return "does not begin with http:// or https://"
+        if "@" in url:
+            return "holds a user or a password, which have settings of their own"
+        if not parts.hostname or parts.port == 0:
+            return "names no host or port that can be used"
+    except ValueError:
+        return "is no URL"
+    return "has something behind the path" if parts.query or parts.fragment else ""
+
+
+def client(cluster: Cluster) -> Elasticsearch:
+    """The official client; it tries each request once. SettingsError if the file for TLS cannot be used."""
+    for name in ("elastic_transport", "elasticsearch"):  # They say each request; what an operator needs is said here.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    urls = [_with_port(url.strip()) for url in cluster.url.get_secret_value().split(",")]
+    context = _context(cluster) if any(url.startswith("https:") for url in urls) else None
+    key = cluster.api_key.get_secret_value() if cluster.api_key else ""
+    password = cluster.password.get_secret_value() if cluster.password else ""
+    return Elasticsearch(
+        urls,
+        api_key=key or None,
+        basic_auth=(cluster.user, password) if cluster.user else None,
+        ssl_context=context or DEFAULT,
+        max_retries=0,
+        request_timeout=REQUEST_S,
+    )
+
+
+def _with_port(url: str) -> str:
+    parts = urlsplit(url)
+    return url if parts.port else parts._replace(netloc=f"{parts.netloc}:{443 if parts.scheme == 'https' else 80}").geturl()
+
+
+def _context(cluster: Cluster) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=cluster.ca_file)
+    except ssl.SSLError:
+        raise SettingsError([f"ca_file: {cluster.ca_file}: is no certificate: give it as PEM"]) from None
+    except OSError as error:
+        raise SettingsError([f"ca_file: {cluster.ca_file}: cannot be read: {error.strerror}"]) from None
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether only somebody can change what is wrong: a password, a permission, a certificate."""
+    return isinstance(error, TlsError) or (isinstance(error, ApiError) and error.status_code in (401, 403) and not _is_block(error))
+
+
+def _is_block(error: ApiError) -> bool:
+    return isinstance(error.body, dict) and "block" in str(error.body.get("error"))
+
+
+def reason_of(error: Exception) -> str:
+    """Why a request failed, in a line that holds nothing of a document."""
+    if isinstance(error, ConnectionTimeout):
+        return "it does not answer"
+    if isinstance(error, TlsError):
+        if "CERTIFICATE_VERIFY_FAILED" in error.message:
+            found = re.search(r"verify failed: (.*?) \(_ssl", error.message)
+            return f"its certificate is not to be trusted: {found[1] if found else 'see ca_file'}"
+        return "it does not speak TLS there: is it a port for http?"
+    if isinstance(error, NotConnected):
+        return _of_connection(error)
+    if isinstance(error, elasticsearch.AuthenticationException):
+        return "it refuses the user, the password or the API key (401): correct them in the settings"
+    if isinstance(error, ApiError):
+        return _of_answer(error)
+    return in_a_line(error)
+
+
+def _of_connection(error: NotConnected) -> str:
+    found = re.search(r"\[Errno -?\d+\] ([^\])]+)", error.message)
+    if found:
+        return in_a_line(found[1])
+    return "the connection was lost"
+
+
+def _of_answer(error: ApiError) -> str:
+    body = error.body
+    cause: Any = body.get("error") if isinstance(body, dict) else None
+    status = error.status_code
+    return f"{refusal_of(cause)} (status {status})" if isinstance(cause, dict) else f"it answers with status {status}"
+
+
+#: What Elasticsearch quotes of a document, in words of its own around it.
+_QUOTES = re.compile(r"\s*in document with id '.*?'(?=[.\s]|$)|\.? ?Preview of field's value: '.*'|^\[\d+:\d+\] ", re.DOTALL)
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+
+
+def refusal_of(cause: dict[str, Any]) -> str:
+    """Elasticsearch's type and reason of an error, and what caused it, without what it quotes of a document."""
+    parts: list[str] = []
+    inner: Any = cause
+    while isinstance(inner, dict) and len(parts) < 3:
+        reason = _QUOTED.sub("…", _QUOTES.sub("", str(inner.get("reason") or "")))
+        parts.append(f"{inner.get('type')}: {reason}" if reason else str(inner.get("type")))
+        inner = inner.get("caused_by")
+    return in_a_line(": ".join(parts))
+
+
+def in_a_line(text: Any) -> str:
+    return " ".join(str(text).split())[:300]
