@@ -21,9 +21,10 @@ RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
 RUN groupadd --gid 10001 netsage \
  && useradd --uid 10001 --gid netsage --no-create-home --home-dir /var/lib/netsage --shell /usr/sbin/nologin netsage \
  && install -d -m 0755 /var/lib/netsage /var/lib/netsage/lookups \
- && install -d -m 0700 -o netsage -g netsage /var/lib/netsage/state
+ && install -d -m 0700 -o netsage -g netsage /var/lib/netsage/state /var/lib/netsage/sink
 ENV NETSAGE_LOOKUPS=/var/lib/netsage/lookups \
     NETSAGE_STATE=/var/lib/netsage/state \
+    NETSAGE_SINK_STATE=/var/lib/netsage/sink \
     PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 WORKDIR /var/lib/netsage

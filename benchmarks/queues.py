@@ -77,17 +77,16 @@ def publisher(url: str, exchange: str, queue: str) -> Publisher:
     return Publisher(servers(Broker(url=SecretStr(url))), "benchmark", exchange, queue, queue)
 
 
-def fill(url: str, messages: list[bytes]) -> None:
-    """Empties both queues and puts the messages into the first."""
+def fill(url: str, messages: list[bytes], into: str = IN) -> None:
+    """Empties both queues and puts the messages into one."""
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
         for queue in (IN, OUT):
             channel.queue_declare(queue, durable=True)
             channel.queue_purge(queue)
-        channel.queue_bind(IN, "amq.direct", IN)
-    link = publisher(url, "amq.direct", IN)
+    link = publisher(url, "", into)
     for number, message in enumerate(messages):
-        link.publish(number, "amq.direct", IN, message, str(number))
+        link.publish(number, "", into, message, str(number))
     while link.unconfirmed:
         link.turn(0.1)
     link.close()
@@ -112,14 +111,16 @@ def relay(url: str, count: int, together: int, enriched: list[Any]) -> dict[str,
     timer = Timer(count)
     taken = published = 0
     while taken < count or giving.unconfirmed:
-        for body, _ in taking.receive(0.01):
+        deliveries = taking.receive(0.01)
+        for body, _, _ in deliveries:
             flows = orjson.loads(body)
             taken += together
             ready = enriched[published : taken * len(enriched) // count] if enriched else [flows]
             for each in ready:
                 giving.publish(0, EXCHANGE, OUT, orjson.dumps(each), str(published))
                 published += 1
-        taking.acknowledge()
+        if deliveries:
+            taking.acknowledge(deliveries[-1].receipt)
         while giving.unconfirmed > worker.ON_THE_WAY // together:
             giving.turn(0.01)
         giving.turn(0)

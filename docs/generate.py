@@ -14,8 +14,8 @@ from pathlib import Path
 from netsage_pipeline import folders, stagefile
 from netsage_pipeline.compose import Configured, configured
 from netsage_pipeline.config import shown
-from netsage_pipeline.ends import meta_name
-from netsage_pipeline.fields import EXPORTED
+from netsage_pipeline.fields import EXPORTED, STORED, TSTAT, TYPES, written
+from netsage_pipeline.templates import MAPPED
 
 GENERATED = "<!-- Written by docs/generate.py; do not edit. -->"
 
@@ -39,22 +39,26 @@ def fields_page() -> Iterator[str]:
     yield "# Fields"
     yield GENERATED
     yield "\n## What comes in\n"
-    yield "| field | type and meaning |\n|---|---|"
-    for name, meaning in EXPORTED.items():
-        yield f"| `{name}` | {meaning} |"
+    yield from _table({**EXPORTED, **TSTAT})
     yield "\n## What the stages write\n"
     yield "What an end stage writes as `x` is `meta.src_x` and `meta.dst_x` in a flow.\n"
     yield "| field | written by | type and meaning |\n|---|---|---|"
     for stage in chain():
-        for name, meaning in stage.file.writes.items():
-            if stage.file.is_end:
-                shown_as = meta_name(name)
-                if shown_as is None:
-                    continue
-                shown_as = shown_as.replace("{side}", "{src,dst}")
-            else:
-                shown_as = name
-            yield f"| `{shown_as}` | {stage.name} | {meaning} |"
+        for field in written(stage.file):
+            yield f"| `{field.name}` | {field.by} | {field.meaning} |"
+    yield "\n## What Elasticsearch is given besides\n"
+    yield from _table(STORED)
+    yield "\n## How Elasticsearch takes them\n"
+    yield "Whatever lies in no field of these tables or of an operator's stage is stored and shown, but cannot be searched for.\n"
+    yield "| type word | mapped as |\n|---|---|"
+    for word in TYPES:
+        yield f"| {word} | {MAPPED[word]['type'] if word in MAPPED else 'nothing'} |"
+
+
+def _table(fields: dict[str, str]) -> Iterator[str]:
+    yield "| field | type and meaning |\n|---|---|"
+    for name, meaning in fields.items():
+        yield f"| `{name}` | {meaning} |"
 
 
 def settings_page() -> Iterator[str]:

@@ -19,6 +19,9 @@ log = structlog.get_logger(__name__)
 BATCH_MESSAGES = 200
 BATCH_BYTES = 2_000_000
 
+#: Messages that the broker sends before one is acknowledged. A chain that holds nothing acknowledges them when their flows are stored.
+PREFETCH = 2_000
+
 #: Published and not yet confirmed: at most so many, and no further one once they are so long together.
 WINDOW_MESSAGES = 500
 WINDOW_BYTES = 32_000_000
@@ -31,6 +34,10 @@ BUFFER_BYTES = 64_000_000
 UNWANTED = 10.0
 
 
+#: What a message is acknowledged by: its channel and its number there.
+Receipt = tuple[Any, int]
+
+
 class Consumer(Link):
     """Takes messages from a queue, a batch at a time.
 
@@ -39,10 +46,8 @@ class Consumer(Link):
 
     def __init__(self, servers: list[Server], what: str, queue: str, exchange: str = "", key: str = "") -> None:
         self._queue, self._exchange, self._key = queue, exchange, key
-        self._buffer: deque[tuple[int, Delivery]] = deque()
+        self._buffer: deque[Delivery] = deque()
         self._buffered_bytes = 0
-        self._last_tag = 0  # of what receive returned last, on this channel
-        self._acknowledged = 0
         self._last_delivery = 0.0
         self._asked = 0.0
         self._answers = True  # whether no question is under way
@@ -77,11 +82,11 @@ class Consumer(Link):
                 return
             before = now
 
-    def acknowledge(self) -> None:
-        """Acknowledges all that receive returned, unless its connection was lost: then it is going to come again."""
-        if self._last_tag > self._acknowledged and self._channel is not None and self._channel.is_open:
-            self._channel.basic_ack(self._last_tag, multiple=True)
-            self._acknowledged = self._last_tag
+    def acknowledge(self, receipt: Receipt) -> None:
+        """Acknowledges a message and all before it, unless its channel is gone: then they are going to come again."""
+        channel, tag = receipt
+        if self._channel is not None and channel is self._channel and self._channel.is_open:
+            self._channel.basic_ack(tag, multiple=True)
             super().turn(0)
 
     def pause(self) -> None:
@@ -127,12 +132,11 @@ class Consumer(Link):
         batch: list[Delivery] = []
         size = 0
         while self._buffer and len(batch) < BATCH_MESSAGES:
-            longer = size + len(self._buffer[0][1].body)
+            longer = size + len(self._buffer[0].body)
             if batch and longer > BATCH_BYTES:
                 break
             size = longer
-            self._last_tag, delivery = self._buffer.popleft()
-            batch.append(delivery)
+            batch.append(self._buffer.popleft())
         self._buffered_bytes -= size
         return batch
 
@@ -152,7 +156,7 @@ class Consumer(Link):
         if self._paused:
             return
         yield from self._declared_queue(self._queue, self._exchange, self._key)
-        yield lambda done: self._open.basic_qos(prefetch_count=2 * BATCH_MESSAGES, callback=done)
+        yield lambda done: self._open.basic_qos(prefetch_count=PREFETCH, callback=done)
         yield lambda done: self._open.basic_consume(self._queue, self._on_message, callback=done)
 
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
@@ -161,7 +165,7 @@ class Consumer(Link):
         known_as = properties.message_id or ""
         if known_as.__class__ is bytes:  # Its sender does not write UTF-8.
             known_as = known_as.decode("utf-8", "backslashreplace")
-        self._buffer.append((method.delivery_tag, Delivery(body, known_as)))
+        self._buffer.append(Delivery(body, known_as, (channel, method.delivery_tag)))
         self._buffered_bytes += len(body)
         self._last_delivery = time.monotonic()
         self._empty = False
@@ -169,7 +173,7 @@ class Consumer(Link):
 
     def _on_loss(self) -> None:
         self._buffer.clear()
-        self._buffered_bytes = self._last_tag = self._acknowledged = 0
+        self._buffered_bytes = 0
         self._answers, self._empty = True, False
 
 

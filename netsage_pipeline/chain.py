@@ -271,9 +271,12 @@ class Chain:
         """What stitching holds, or so many flows of it."""
         return self.stitching.drain(most) if self.stitching is not None else []
 
-    def refuse(self, stage: str, reason: str, flow: Flow) -> None:
-        """For outputs: this flow cannot be written, it goes to the dead letters."""
-        self._refuse(stage, reason, (self.steps.held_by, _id_of(flow)), flow)
+    def refuse(self, stage: str, reason: str, flow: Flow, source: str = "") -> None:
+        """For outputs: this flow cannot be written, it goes to the dead letters.
+
+        source   where it came from, if this chain holds no flows
+        """
+        self._refuse(stage, reason, (self.steps.held_by or source, _id_of(flow)), flow)
 
     def refuse_message(self, reason: str, payload: Any, source: str, position: str) -> None:
         """For inputs: this message, or this value in it, cannot be taken, it goes to the dead letters."""

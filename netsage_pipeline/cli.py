@@ -7,6 +7,7 @@ import click
 from netsage_pipeline import __version__
 from netsage_pipeline.commands.dead_letters import dead_letters
 from netsage_pipeline.commands.demo import run_demo
+from netsage_pipeline.commands.fields import show_fields
 from netsage_pipeline.commands.ledger import ledger_commands
 from netsage_pipeline.commands.lookups import lookups
 from netsage_pipeline.commands.publish import publish_dumps
@@ -29,6 +30,7 @@ Examples:
   netsage-pipeline check --conf /etc/netsage/conf.d
   netsage-pipeline stages --stages /etc/netsage/stages
   netsage-pipeline config 40_aggregation
+  netsage-pipeline fields --template --prefix om-ns-netsage
   netsage-pipeline lookups convert networkA-members-list.rb
   netsage-pipeline lookups show 198.51.100.7
 
@@ -43,5 +45,17 @@ def main() -> None:
     """Flow records in, stitched and enriched flows without personal addresses out."""
 
 
-for command in (run, publish_dumps, replay, run_demo, check, stages, show_config, lookups, dead_letters, ledger_commands):
+for command in (
+    run,
+    publish_dumps,
+    replay,
+    run_demo,
+    check,
+    stages,
+    show_config,
+    show_fields,
+    lookups,
+    dead_letters,
+    ledger_commands,
+):
     main.add_command(command)

@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import elasticsearch
 from elastic_transport import ConnectionError as NotConnected
-from elastic_transport import ConnectionTimeout, TlsError
+from elastic_transport import ConnectionTimeout, SerializationError, TlsError
 from elastic_transport.client_utils import DEFAULT
 from elasticsearch import ApiError, Elasticsearch
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
-from netsage_pipeline.config import Settings, SettingsError
+from netsage_pipeline.config import Settings
 
 #: Seconds that a request may take.
 REQUEST_S = 60
@@ -41,6 +41,18 @@ class Cluster(Settings):
     def _or_none(cls, path: Any) -> Any:
         return path or None
 
+    @field_validator("ca_file")
+    @classmethod
+    def _is_certificate(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            try:
+                ssl.create_default_context(cafile=path)
+            except ssl.SSLError:
+                raise ValueError("is no certificate: give it as PEM") from None
+            except OSError as error:
+                raise ValueError(f"cannot be read: {error.strerror}") from None
+        return path
+
     @field_validator("url")
     @classmethod
     def _is_url(cls, url: SecretStr) -> SecretStr:
@@ -50,6 +62,8 @@ class Cluster(Settings):
             if wrong:
                 where = f"URL {number} of {len(each)} " if len(each) > 1 else "it "
                 raise ValueError(f"{where}{wrong}: write https://host:9200")
+        if len({one.strip().partition(":")[0].lower() for one in each}) > 1:
+            raise ValueError("some begin with http:// and some with https://: write them alike")
         return url
 
     @field_validator("password")
@@ -83,11 +97,11 @@ def _wrong_with(url: str) -> str:
 
 
 def client(cluster: Cluster) -> Elasticsearch:
-    """The official client; it tries each request once. SettingsError if the file for TLS cannot be used."""
+    """The official client; it tries each request once."""
     for name in ("elastic_transport", "elasticsearch"):  # They say each request; what an operator needs is said here.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     urls = [_with_port(url.strip()) for url in cluster.url.get_secret_value().split(",")]
-    context = _context(cluster) if any(url.startswith("https:") for url in urls) else None
+    context = ssl.create_default_context(cafile=cluster.ca_file) if any(url.startswith("https:") for url in urls) else None
     key = cluster.api_key.get_secret_value() if cluster.api_key else ""
     password = cluster.password.get_secret_value() if cluster.password else ""
     return Elasticsearch(
@@ -103,15 +117,6 @@ def client(cluster: Cluster) -> Elasticsearch:
 def _with_port(url: str) -> str:
     parts = urlsplit(url)
     return url if parts.port else parts._replace(netloc=f"{parts.netloc}:{443 if parts.scheme == 'https' else 80}").geturl()
-
-
-def _context(cluster: Cluster) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=cluster.ca_file)
-    except ssl.SSLError:
-        raise SettingsError([f"ca_file: {cluster.ca_file}: is no certificate: give it as PEM"]) from None
-    except OSError as error:
-        raise SettingsError([f"ca_file: {cluster.ca_file}: cannot be read: {error.strerror}"]) from None
 
 
 def is_refusal(error: Exception) -> bool:
@@ -136,13 +141,15 @@ def reason_of(error: Exception) -> str:
         return _of_connection(error)
     if isinstance(error, elasticsearch.AuthenticationException):
         return "it refuses the user, the password or the API key (401): correct them in the settings"
+    if isinstance(error, (elasticsearch.UnsupportedProductError, SerializationError)):  # The client quotes it.
+        return "its answer is not that of Elasticsearch: is the URL that of something else?"
     if isinstance(error, ApiError):
         return _of_answer(error)
     return in_a_line(error)
 
 
 def _of_connection(error: NotConnected) -> str:
-    found = re.search(r"\[Errno -?\d+\] ([^\])]+)", error.message)
+    found = re.search(r"\[Errno -?\d+\] ([^\])'\"]+)", error.message)
     if found:
         return in_a_line(found[1])
     return "the connection was lost"
@@ -155,20 +162,53 @@ def _of_answer(error: ApiError) -> str:
     return f"{refusal_of(cause)} (status {status})" if isinstance(cause, dict) else f"it answers with status {status}"
 
 
-#: What Elasticsearch quotes of a document, in words of its own around it.
-_QUOTES = re.compile(r"\s*in document with id '.*?'(?=[.\s]|$)|\.? ?Preview of field's value: '.*'|^\[\d+:\d+\] ", re.DOTALL)
-_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+#: Which field Elasticsearch names, in the ways it does so.
+_FIELD = re.compile(
+    r"failed to parse field \[(?P<parsed>[^\]]*)\]|object mapping for \[(?P<object>[^\]]*)\]|in field=\"(?P<term>[^\"]*)\""
+    r"|dynamic introduction of \[(?P<new>[^\]]*)\] within \[(?P<within>[^\]]*)\]"
+)
+
+#: What it quotes of a document: behind these words, between these marks, and where in it something stands.
+_BEHIND = re.compile(r"(?: in document with id '|\.? ?Preview of field's value|\s*at \[Source).*", re.DOTALL)
+_MARKED = [(re.compile(mark, re.DOTALL), f"{mark[-1]}…{mark[-1]}") for mark in ('".*"', "'.*'")]
+_PLACES = re.compile(r"\[\d+:\d+\] | at \d+:\d+\b")
+
+#: In causes it also writes values into brackets; START_OBJECT and the like are its own.
+_IN_BRACKETS = [(re.compile(r"\[.*\]", re.DOTALL), "[…]"), (re.compile(r"\((?![A-Z]+_[A-Z_]+\))[^()]*\)"), "(…)")]
 
 
 def refusal_of(cause: dict[str, Any]) -> str:
-    """Elasticsearch's type and reason of an error, and what caused it, without what it quotes of a document."""
+    """Elasticsearch's type and reason of an error and of what caused it, behind the field that it is about; nothing of a document's values.
+
+    The same for all documents in which the same thing is wrong.
+    """
     parts: list[str] = []
     inner: Any = cause
     while isinstance(inner, dict) and len(parts) < 3:
-        reason = _QUOTED.sub("…", _QUOTES.sub("", str(inner.get("reason") or "")))
+        reason = _without_values(str(inner.get("reason") or ""), is_cause=bool(parts))
         parts.append(f"{inner.get('type')}: {reason}" if reason else str(inner.get("type")))
         inner = inner.get("caused_by")
-    return in_a_line(": ".join(parts))
+    field = _field_of(cause)
+    return in_a_line(": ".join([field, *parts] if field else parts))
+
+
+def _field_of(cause: dict[str, Any]) -> str:
+    found = _FIELD.search(str(cause.get("reason")))
+    if found is None:
+        return ""
+    if found["new"] is not None:
+        return found["new"] if found["within"] == "_doc" else f"{found['within']}.{found['new']}"
+    return found["parsed"] or found["object"] or found["term"] or ""
+
+
+def _without_values(reason: str, *, is_cause: bool) -> str:
+    reason = _PLACES.sub("", _BEHIND.sub("", reason))
+    own, colon, inner = reason.partition("failed to parse: ")
+    if colon:  # The cause, once more.
+        return f"{own}{colon}{_without_values(inner, is_cause=True)}"
+    for quoted, dots in _MARKED + (_IN_BRACKETS if is_cause else []):
+        reason = quoted.sub(dots, reason)
+    return reason
 
 
 def in_a_line(text: Any) -> str:

@@ -57,6 +57,7 @@ class Delivery(NamedTuple):
 
     body: bytes
     message_id: str  #: "" if its sender gave none
+    receipt: Any  #: what its input acknowledges it by
 
 
 class Source(Protocol):
@@ -80,8 +81,8 @@ class Source(Protocol):
     def turn(self, seconds: float) -> None:
         """Works on its connections for at most so long without taking messages."""
 
-    def acknowledge(self) -> None:
-        """All that was received is durable."""
+    def acknowledge(self, receipt: Any) -> None:
+        """All that was received up to the message with this receipt is durable. One from before a cut is of no use any more."""
 
     def pause(self) -> None:
         """Gives back what is not acknowledged and takes nothing until the next `receive`."""

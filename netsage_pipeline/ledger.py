@@ -178,11 +178,13 @@ class Commit(NamedTuple):
 class Ledger:
     """The ledger of one worker, which holds its lock. LedgerError if it is in use, damaged or cannot be read."""
 
+    durable = True  #: whether what is written may be acknowledged at once
+
     def __init__(self, directory: Path, keys_limit_bytes: int = 200_000_000, *, salvaged: State | None = None) -> None:
         self.directory = directory
         self._keys_limit = max(keys_limit_bytes // KEY_BYTES, 1)
         self._keys_of_slice = max(self._keys_limit * SLICE_S // KEYS_S, 1)
-        self._lock = _locked(directory)
+        self._lock = locked(directory)
         try:
             self._open(salvaged)
         except BaseException:
@@ -212,6 +214,10 @@ class Ledger:
             self._bytes = os.fstat(self._file).st_size
         if not salvaged:
             self._delete_before(self.state.since)  # A crash may have left them.
+
+    def letter_id(self, number: int, _letter: bytes) -> str:
+        """The message id of a dead letter, the same after a crash: the broker may have it already."""
+        return f"{self.state.ledger}-{number}"
 
     def encode(self, commit: Commit) -> bytes:
         """The record of a commit, with a part of the checkpoint if one is under way. To be given to `write` until it has room."""
@@ -448,7 +454,7 @@ def _fault(content: bytes, place: int, *, last: bool) -> str:
 
 def salvage(directory: Path) -> tuple[State, list[str], Path]:
     """Makes a sound ledger of what can be read of a damaged one. Gives its state, a line for each fault, and where the damaged one is."""
-    os.close(_locked(directory))
+    os.close(locked(directory))
     state = State()
     faults = []
     found = segments(directory)
@@ -537,7 +543,7 @@ def _read(path: Path) -> bytes:
         raise LedgerError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _locked(directory: Path) -> int:
+def locked(directory: Path) -> int:
     """The lock of a ledger's directory, which is made if there is none."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -28,6 +28,9 @@ log = structlog.get_logger(__name__)
 #: Seconds: for an attempt to connect, names and handshakes included; for leaving politely.
 ATTEMPT, LEAVING = 15, 2.0
 
+#: Seconds for the broker to answer all that a setup asks, at first; twice as many each time it did not.
+ANSWER = 15.0
+
 #: Seconds between two attempts at all servers: at most so many at first, then twice as many, up to the last.
 FIRST_DELAY, LAST_DELAY = 0.2, 15.0
 
@@ -62,6 +65,7 @@ class Link:
         self._ready_since = 0.0
         self._turn_of = 0  # which of the servers
         self._failures = 0
+        self._unanswered = 0  # Setups, one after the other.
         self._waits_since = 0.0
         self._told: set[str] = set()
         self._events = 0  # Counts what somebody may wait for.
@@ -211,6 +215,7 @@ class Link:
             self._channel = connection.channel(on_open_callback=partial(self._on_channel_open, then))
             self._channel.add_on_close_callback(self._on_channel_closed)
             self._channel.add_on_cancel_callback(self._on_cancelled)
+            self._expect_answer(partial(self._opens, self._channel))
 
     def _on_channel_open(self, then: Callable[[], None] | None, channel: pika.channel.Channel) -> None:
         if channel is not self._channel:
@@ -258,11 +263,34 @@ class Link:
         self._ready = False
         self._steps = self._set_up()
         self._loop.call_later(CONNECT, partial(self._still_asks, self._steps))
+        self._expect_answer(partial(self._asks, self._steps))
         self._advance(self._steps)
 
+    def _opens(self, channel: pika.channel.Channel) -> bool:
+        return channel is self._channel and channel.is_opening
+
+    def _asks(self, steps: Setup) -> bool:
+        return steps is self._steps
+
     def _still_asks(self, steps: Setup) -> None:
-        if steps is self._steps:
+        if self._asks(steps):
             self._waits("it does not answer what was asked of a queue or an exchange")
+
+    def _expect_answer(self, misses: Callable[[], bool]) -> None:
+        seconds = ANSWER * 2 ** min(self._unanswered, 3)
+        self._loop.call_later(seconds, partial(self._give_up_asking, misses))
+
+    def _give_up_asking(self, misses: Callable[[], bool]) -> None:
+        """Connects anew: a connection whose broker lost what should answer lives on for ever."""
+        connection = self._connection
+        if connection is None or not misses():
+            return
+        if self._blocked:  # It does not even read.
+            self._expect_answer(misses)
+            return
+        self._unanswered += 1
+        self._on_close(connection, TimeoutError())
+        _tear_down(connection)  # Closing politely would wait for the channel.
 
     def _advance(self, steps: Setup, answer: Any = None, missing: ChannelClosedByBroker | None = None) -> None:
         if steps is not self._steps:
@@ -287,6 +315,7 @@ class Link:
             seconds = round(time.monotonic() - self._waits_since, 1)
             log.info("goes on with RabbitMQ", link=self._what, server=self._server.name, after_s=seconds)
         self._waits_since = 0.0
+        self._unanswered = 0
         self._told.clear()
         self._on_ready()
 
@@ -339,6 +368,10 @@ class _Connection(SelectConnection):
     def read_so_far(self) -> int:
         """Bytes, those of a frame that is not complete yet among them."""
         return int(self.bytes_received) + len(self._frame_buffer)  # type: ignore[attr-defined]
+
+    def _on_connection_workflow_done(self, result: Any) -> None:
+        """An error may come as its class, where a handshake is given up: pika takes that for a connection, and fails."""
+        super()._on_connection_workflow_done(result() if isinstance(result, type) else result)  # type: ignore[misc]
 
     def _read_frame(self) -> tuple[int, Any]:
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from netsage_pipeline import config, folders, stagefile
+from netsage_pipeline import config, fields, folders, stagefile
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import Configured, configured, sees_addresses
 from netsage_pipeline.flow import Now
@@ -37,6 +37,12 @@ def opened(stages: list[Configured], now: Now, directory: Path) -> tuple[Chain, 
     if tables.broken:
         raise config.SettingsError(tables.broken)
     return chain, tables
+
+
+def field_table(directory: Path | None) -> dict[str, str]:
+    """Every field that a stage of ours, or of the operator's directory, may write → its type word. SettingsError."""
+    found = stagefile.find([folders.shipped("stages"), *([directory] if directory else [])])
+    return fields.known(found.values())
 
 
 def refuse_full_addresses(stages: list[Configured]) -> None:

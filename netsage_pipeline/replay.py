@@ -10,13 +10,17 @@ from itertools import islice
 from typing import BinaryIO
 
 from netsage_pipeline.chain import Chain
-from netsage_pipeline.flow import Finished, Flow, Now, Sink
+from netsage_pipeline.flow import Finished, Flow, Now, Sink, Stored
 from netsage_pipeline.nfdump import Rows
 from netsage_pipeline.progress import Progress
 from netsage_pipeline.read import Dump, DumpError, messages
 
-#: Flows that are enriched and written at once.
+#: Flows that are enriched and written at once, and that the output may have without having stored them.
 BATCH = 1_000
+ON_THE_WAY = 5_000
+
+#: Seconds that it waits at a time for an output that has so many.
+WAIT_S = 0.5
 
 
 class OutputError(Exception):
@@ -80,6 +84,8 @@ class Replay:
         self._output = output
         self._dead_letters = dead_letters
         self._fixed_now = fixed_now
+        self._batches = 0
+        self._on_the_way = 0  # flows that the output has and has not stored
         now.arrival = 0.0  # It counts from the first flows, so that it is never ahead of this machine's time.
         self.summary = Summary()
 
@@ -109,6 +115,7 @@ class Replay:
         left = iter(self._chain.drain())
         while batch := list(islice(left, BATCH)):
             self._write(batch)
+        self._finish()
         self._close()
         self._count(time.monotonic() - began)
         return self.summary
@@ -124,17 +131,33 @@ class Replay:
     def _write(self, finished: list[Finished]) -> None:
         flows: list[Flow] = self._chain.enrich(finished)
         try:
-            self._sink.write(0, flows)
-            self._count_stored()
+            self._batches += 1
+            self._on_the_way += len(flows)
+            self._sink.write(self._batches, flows)
+            self._count_stored(ON_THE_WAY)
         except OSError as error:
             raise OutputError(self._full(self._output, error)) from None
         self._write_letters()
 
-    def _count_stored(self) -> None:
-        for _, written, refusals in self._sink.stored():
+    def _count_stored(self, most: int) -> None:
+        """Takes note of what the output stored, and waits until it has no more than so many flows to store."""
+        self._take_note(self._sink.stored())
+        while self._on_the_way > most:
+            self._take_note(self._sink.stored(WAIT_S))
+
+    def _take_note(self, stored: list[Stored]) -> None:
+        for _, written, refusals in stored:
+            self._on_the_way -= written + len(refusals)
             self.summary.written += written
             for flow, reason in refusals:
                 self._chain.refuse("99_output", reason, flow)
+
+    def _finish(self) -> None:
+        try:
+            self._count_stored(0)
+        except OSError as error:
+            raise OutputError(self._full(self._output, error)) from None
+        self._write_letters()
 
     def _write_letters(self) -> None:
         letters, self._chain.dead = self._chain.dead, []

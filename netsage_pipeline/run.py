@@ -1,6 +1,7 @@
 """The worker: one queue in, a chain, one output, with a ledger between, so that nothing is lost and nothing counted twice.
 
 A turn takes a batch of messages in (`_take`), stores what came of it (`_store`), acknowledges it, and hands what is owed out (`_hand_out`).
+A chain that holds no flows has no ledger (netsage_pipeline/transit.py): what it took is acknowledged when all that came of it is out.
 Killed before it is stored, the messages come again, and nothing of them is known; killed behind it, they come again and are known by
 their keys. What is owed is handed out again by the next process, as the same documents, until its receiver has confirmed it.
 """
@@ -13,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -23,6 +24,7 @@ from netsage_pipeline.config import SettingsError
 from netsage_pipeline.flow import Delivery, Finished, Now, Sink, Source
 from netsage_pipeline.ledger import Commit, Ledger, LedgerError, NoRoom, State
 from netsage_pipeline.tables import Tables
+from netsage_pipeline.transit import Transit
 
 #: No message is taken while more is owed: rows of the outbox, and their bytes.
 OUTBOX_ROWS = 20_000
@@ -88,7 +90,9 @@ class Wait:
 class Worker:
     """One chain between an input and an output. Everything that it must not forget is in the ledger."""
 
-    def __init__(self, chain: Chain, now: Now, source: Source, sink: Sink, ledger: Ledger, tables: Tables, max_message_bytes: int) -> None:
+    def __init__(
+        self, chain: Chain, now: Now, source: Source, sink: Sink, ledger: Ledger | Transit, tables: Tables, max_message_bytes: int
+    ) -> None:
         self._chain, self._now = chain, now
         self._source, self._sink = source, sink
         self._ledger, self._tables = ledger, tables
@@ -101,15 +105,12 @@ class Worker:
         state = ledger.state
         if chain.stitching is not None:
             chain.stitching.restore(state.held, state.stitching)
-        elif state.held or any(isinstance(row, tuple) and row[1] for row in state.outbox.values()):
-            raise SettingsError(
-                [f"{ledger.directory}: holds flows, but no stage of this chain does: enable 40_aggregation, or drain the ledger first"]
-            )
         self._arrival = now.arrival = min(state.arrival or time.time(), time.time())
         self._worked = state.worked
         self._gone = chain.stitching.gone if chain.stitching is not None else 0.0
         self._looked = time.monotonic()
         self._to_send = deque(state.outbox)
+        self._receipts: deque[tuple[int, Any]] = deque()  # number of the row behind those of a batch → receipt of its last message
         self._outgoing: dict[int, Outgoing] = {}
         self._on_the_way = 0
         self._batches = 0
@@ -140,7 +141,8 @@ class Worker:
             last = time.monotonic() + LAST_WAIT_S
             while (self._outgoing or self._unburied()) and time.monotonic() < last:
                 self._gather(WAIT_S)
-            self._store([], [], lambda: time.monotonic() > last)
+            if self._store([], [], lambda: time.monotonic() > last):
+                self._acknowledge()
         self._say()
         log.info("stopped", held=len(state.held), owed=len(state.outbox))
 
@@ -159,17 +161,30 @@ class Worker:
     def _turn(self, stop: Callable[[], bool]) -> bool:
         """False if it was told to stop before what it took could be stored: that is forgotten here, and will come again."""
         self._look_at_the_clock()
-        keys, rows = self._take(self._receive())
+        deliveries = self._receive()
+        keys, rows = self._take(deliveries)
         if keys or rows or self._is_something_to_store():
             if not self._store(keys, rows, stop):
                 return False
-            self._source.acknowledge()
             if keys:
                 self._at_work.done(key.hex() for key in keys)
+        if deliveries:
+            self._receipts.append((self._ledger.state.next, deliveries[-1].receipt))
+        self._acknowledge()
         self._hand_out()
         self._gather(0)
         self._look_after()
         return True
+
+    def _acknowledge(self) -> None:
+        """Acknowledges the messages that are stored: in the ledger, or without one all that came of them where it is to go."""
+        state = self._ledger.state
+        settled = state.next if self._ledger.durable else next(iter(state.outbox), state.next)
+        receipt = None
+        while self._receipts and self._receipts[0][0] <= settled:
+            receipt = self._receipts.popleft()[1]
+        if receipt is not None:
+            self._source.acknowledge(receipt)
 
     def _look_at_the_clock(self) -> None:
         """Moves the time of the batch. The arrival clock goes with this machine's where nothing is left in the queue.
@@ -214,7 +229,7 @@ class Worker:
     def _take(self, deliveries: list[Delivery]) -> tuple[list[bytes], list[Finished]]:
         """Runs the stages up to stitching. Gives the keys of the messages that are new, and the flows that were finished."""
         fresh: dict[bytes, bytes] = {}
-        for body, message_id in deliveries:
+        for body, message_id, _ in deliveries:
             key = key_of(body, message_id)
             if key in fresh or self._ledger.state.knows(key):
                 self._counts["repeated", "", ""] += 1
@@ -304,7 +319,7 @@ class Worker:
                 number = self._to_send.popleft()
                 row = outbox[number]
                 if isinstance(row, bytes):
-                    self._source.bury(number, f"{self._ledger.state.ledger}-{number}", row)
+                    self._source.bury(number, self._ledger.letter_id(number, row), row)
                 else:
                     numbers.append(number)
             if numbers:
@@ -341,7 +356,7 @@ class Worker:
             rows, letters, counts = self._outgoing.pop(batch)
             self._on_the_way -= len(rows)
             for flow, reason in refusals:
-                self._chain.refuse("99_output", reason, flow)
+                self._chain.refuse("99_output", reason, flow, self._source.name)
             self._done += rows
             self._letters += letters
             self._counts += counts

@@ -10,12 +10,13 @@ import importlib.util
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from netsage_pipeline.flow import Lookups, Now
+from netsage_pipeline.flow import Lookups, Now, Sink
 
 _NAME = re.compile(r"\d\d_[a-z0-9_]+")
 _SECTION = re.compile(r"^(Reads|Writes|Source|Drops)\b *(.*)$")
@@ -126,6 +127,12 @@ class StageFile:
         factory = getattr(self.module, self.factory)
         takes_now = len(inspect.signature(factory).parameters) > 2
         return factory(config, lookups, now) if takes_now else factory(config, lookups)
+
+    def open_sink(self, config: Any, fields: Callable[[], dict[str, str]]) -> Sink:
+        """Calls the factory of an output, with the field table (name → type word) if it takes a second parameter."""
+        factory = self.module.sink
+        opened: Sink = factory(config, fields()) if len(inspect.signature(factory).parameters) > 1 else factory(config)
+        return opened
 
 
 def _names(text: str) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import calendar
+import datetime
+import re
 import time
 from collections import deque
 from functools import lru_cache
@@ -37,6 +39,28 @@ def iso(seconds: float) -> str:
 def unix(text: str) -> float:
     """Unix seconds of a text that `iso` wrote."""
     return calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")) + float(text[19:-1])
+
+
+@lru_cache(maxsize=1_000)
+def _day(text: str) -> str:
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
+        raise ValueError
+    return datetime.date.fromisoformat(text).strftime("%Y.%m.%d")
+
+
+def day_of(start: object) -> str:
+    """The day in UTC, YYYY.MM.DD, of an ISO 8601 text, or of unix seconds or milliseconds. ValueError if it is none of them."""
+    try:
+        if isinstance(start, str):
+            if start.endswith("Z"):
+                return _day(start[:10])
+            at = datetime.datetime.fromisoformat(start)
+            return _day(str(at.astimezone(datetime.UTC) if at.tzinfo else at)[:10])
+        if isinstance(start, int | float) and not isinstance(start, bool):
+            return _day(iso(start if start < 1e11 else start / 1000)[:10])
+    except (ValueError, OverflowError, OSError):
+        pass
+    raise ValueError("start is no time, so there is no day in whose index it belongs")
 
 
 class NewestEnd:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from netsage_pipeline.amqp import Consumer, Publisher
+from netsage_pipeline.amqp import Consumer, Publisher, Receipt
 from netsage_pipeline.brokers import Broker, servers
 from netsage_pipeline.config import Input
 from netsage_pipeline.flow import Delivery
@@ -54,8 +54,8 @@ class QueueSource:
             self._consumer.turn()
             self._letters.turn(seconds)
 
-    def acknowledge(self) -> None:
-        self._consumer.acknowledge()
+    def acknowledge(self, receipt: Receipt) -> None:
+        self._consumer.acknowledge(receipt)
 
     def pause(self) -> None:
         self._consumer.pause()

@@ -16,6 +16,9 @@ COMPOSE: dict[str, Any] = yaml.safe_load((TOP / "docker-compose.yml").read_text(
 TEXT = "\n".join(line for line in (TOP / "docker-compose.yml").read_text("utf-8").splitlines() if not line.lstrip().startswith("#"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 WORKER = SERVICES["worker"]
+
+#: Service of ours → its chain, the variable with its directory, and what else it mounts.
+OURS = {"worker": ("conf.d", "NETSAGE_STATE", ["NETSAGE_LOOKUPS"]), "sink": ("conf.d/sink", "NETSAGE_SINK_STATE", [])}
 DOCKERFILE = (TOP / "Dockerfile").read_text("utf-8")
 RUNTIME = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
 
@@ -30,9 +33,10 @@ def in_env_example() -> dict[str, str]:
     return dict(re.findall(r"^#?(NETSAGE_[A-Z_]+)=(.*)$", text, re.MULTILINE))
 
 
-def in_settings() -> dict[str, str]:
-    """Variables of the shipped settings with their defaults."""
-    texts = [path.read_text("utf-8") for path in sorted((TOP / "conf.d").rglob("*.toml"))]
+def in_settings(chain: str = "") -> dict[str, str]:
+    """Variables of the shipped settings with their defaults; of one chain, or of all."""
+    paths = (TOP / chain).glob("*.toml") if chain else (TOP / "conf.d").rglob("*.toml")
+    texts = [path.read_text("utf-8") for path in sorted(paths)]
     found = [each for text in texts for each in _WITH_DEFAULT.findall(text)]
     assert len(set(found)) == len(dict(found)), "one variable has two defaults"
     return dict(found)
@@ -65,12 +69,14 @@ def test_every_variable_in_env_example_has_a_meaning() -> None:
             assert re.match(r"# [A-Z]", block[0]), block
 
 
-def test_every_variable_of_the_settings_reaches_the_worker() -> None:
-    assert {*in_settings(), "NETSAGE_LOG_LEVEL", "NETSAGE_LOOKUPS"} <= set(WORKER["environment"])
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_of_its_settings_reaches_a_service_and_no_other(name: str) -> None:
+    chain, _, others = OURS[name]
+    assert {*in_settings(chain), "NETSAGE_LOG_LEVEL", *others} == set(SERVICES[name]["environment"])
 
 
 def test_a_variable_that_is_handed_through_is_in_env_example() -> None:
-    assert set(WORKER["environment"]) <= set(in_env_example())
+    assert all(set(SERVICES[name]["environment"]) <= set(in_env_example()) for name in OURS)
 
 
 def test_nothing_is_reachable_from_other_machines() -> None:
@@ -93,21 +99,33 @@ def test_the_broker_keeps_its_data_under_a_name_that_stays() -> None:
     assert targets(SERVICES["rabbitmq"])["/var/lib/rabbitmq"] in COMPOSE["volumes"]
 
 
-def test_the_worker_may_do_nothing_but_its_work() -> None:
-    assert WORKER["read_only"] is True
-    assert WORKER["cap_drop"] == ["ALL"]
-    assert "cap_add" not in WORKER
-    assert WORKER["security_opt"] == ["no-new-privileges:true"]
-    assert [volume for volume in WORKER["volumes"] if not volume.endswith(":ro")] == ["state:/var/lib/netsage/state"]
+def test_elasticsearch_has_a_password_that_is_required_and_keeps_its_data() -> None:
+    service = SERVICES["elasticsearch"]
+    assert service["environment"]["ELASTIC_PASSWORD"].startswith("${NETSAGE_ELASTICSEARCH_PASSWORD:?")
+    assert "xpack.security.enabled" not in service["environment"]
+    assert targets(service)["/usr/share/elasticsearch/data"] in COMPOSE["volumes"]
+    assert "://elasticsearch:9200" in SERVICES["sink"]["environment"]["NETSAGE_ELASTICSEARCH_URL"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_service_of_ours_may_do_nothing_but_its_work(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "cap_add" not in service
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert len([volume for volume in service["volumes"] if not volume.endswith(":ro")]) == 1
     user = re.findall(r"^USER (\d+):(\d+)$", RUNTIME, re.MULTILINE)[-1]
     assert "0" not in user
     assert f"--uid {user[0]}" in RUNTIME
-    assert "user" not in WORKER
+    assert "user" not in service
 
 
-def test_the_worker_waits_for_a_healthy_broker_and_has_time_to_leave() -> None:
-    assert WORKER["depends_on"] == {"rabbitmq": {"condition": "service_healthy"}}
-    assert (WORKER["init"], WORKER["stop_grace_period"]) == (True, "30s")
+def test_a_service_of_ours_waits_for_healthy_servers_and_has_time_to_leave() -> None:
+    healthy = {"condition": "service_healthy"}
+    assert WORKER["depends_on"] == {"rabbitmq": healthy}
+    assert SERVICES["sink"]["depends_on"] == {"rabbitmq": healthy, "elasticsearch": healthy}
+    assert all((SERVICES[name]["init"], SERVICES[name]["stop_grace_period"]) == (True, "30s") for name in OURS)
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -120,16 +138,18 @@ def test_each_service_is_watched_bounded_and_comes_back(name: str) -> None:
     assert set(service["logging"]["options"]) == {"max-size", "max-file"}
 
 
-def test_each_path_inside_the_worker_is_the_one_that_its_variable_names() -> None:
-    environment, mounted = WORKER["environment"], targets(WORKER)
-    assert mounted[environment["NETSAGE_STATE"]] in COMPOSE["volumes"]
-    assert environment["NETSAGE_LOOKUPS"] in mounted
-    assert mounted[WORKER["command"][-1]] == "./conf.d"
-    assert len(mounted) == 3
-    assert f"{environment['NETSAGE_STATE']}/at-work " in WORKER["healthcheck"]["test"][-1]
-    for name in ("NETSAGE_STATE", "NETSAGE_LOOKUPS"):
-        assert f"{name}={environment[name]}" in RUNTIME
-        assert environment[name] in RUNTIME.partition("ENV ")[0]
+@pytest.mark.parametrize("name", OURS)
+def test_each_path_inside_a_service_is_the_one_that_its_variable_names(name: str) -> None:
+    chain, state, others = OURS[name]
+    environment, mounted = SERVICES[name]["environment"], targets(SERVICES[name])
+    assert mounted[environment[state]] in COMPOSE["volumes"]
+    assert set(mounted) == {environment[state], *(environment[other] for other in others), "/etc/netsage/conf.d"}
+    assert mounted["/etc/netsage/conf.d"] == "./conf.d"
+    assert SERVICES[name]["command"][-1] == f"/etc/netsage/{chain}"
+    assert f"{environment[state]}/at-work " in SERVICES[name]["healthcheck"]["test"][-1]
+    for variable in (state, *others):
+        assert f"{variable}={environment[variable]}" in RUNTIME
+        assert environment[variable] in RUNTIME.partition("ENV ")[0]
 
 
 def test_every_volume_is_used() -> None:

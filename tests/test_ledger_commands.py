@@ -388,8 +388,8 @@ def test_whoever_may_not_write_the_ledger_is_told_so() -> None:
 import os
 from netsage_pipeline import ledger
 from netsage_pipeline.cli import main
-locked = ledger._locked
-ledger._locked = lambda directory: (os.setgroups([]), os.setgid(65534), os.setuid(65534), locked(directory))[-1]
+locked = ledger.locked
+ledger.locked = lambda directory: (os.setgroups([]), os.setgid(65534), os.setuid(65534), locked(directory))[-1]
 main()
 """
     with tempfile.TemporaryDirectory() as name:
@@ -419,7 +419,10 @@ def test_a_chain_that_holds_no_flows_is_refused_where_the_ledger_does(state: Pat
     outcome = command(*words, "--conf", without, state=state)
     [line] = [line for line in outcome.err.splitlines() if "no such table" not in line]
     assert outcome.code == 2
-    assert line == f"{state}: holds flows, but no stage of this chain does: enable 40_aggregation, or drain the ledger first"
+    assert line == (
+        f"{state}: is the ledger of a chain that holds flows, but no stage of this chain does: enable 40_aggregation, "
+        "or give it a directory of its own (state)"
+    )
     assert len(recovered(state)[0].held) == 3
     command("ledger", "purge", "--held", "--yes", state=state)
     assert command(*words, "--conf", without, state=state).code == 2, "what is owed was stitched, too"

@@ -43,7 +43,9 @@ class Letter(NamedTuple):
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """What was refused and waits in the queue NETSAGE_DEAD_LETTERS. Letters of stages before 70 hold full addresses."""
+    """What was refused and waits in the queue of dead letters. Letters of stages before 70 hold full addresses.
+
+    With --conf conf.d/sink: what Elasticsearch refused."""
 
 
 @dead_letters.command("list")
@@ -130,7 +132,7 @@ def _queue(conf: Path | None) -> Iterator[tuple[BlockingChannel, Any]]:
         yield connection.channel(), config
     except AMQPError as error:
         if isinstance(error, ChannelClosedByBroker) and error.reply_code == 404:
-            tell(f"{config.dead_letters}: no such queue: no dead letter was written yet, or NETSAGE_DEAD_LETTERS names another one")
+            tell(f"{config.dead_letters}: no such queue: no dead letter was written yet, or the settings name another one (dead_letters)")
         else:
             tell(f"RabbitMQ at {', '.join(each.name for each in brokers)}: {reason_of(error)}")
         sys.exit(NOTHING_READ)

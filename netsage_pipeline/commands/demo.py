@@ -25,10 +25,10 @@ def run_demo(directory: Path) -> None:
         now = Now(demo.now(shipped))
         chain, _ = opened(stages, now, shipped / "tables")
     output, letters = directory / "flows.ndjson", directory / "dead-letters.ndjson"
-    made, settings, _ = output_of([], str(output))
+    make, _ = output_of([], str(output), None)
     with reporting_output():
         opening(lambda: directory.mkdir(parents=True, exist_ok=True), str(directory), "--to")
-        tally = demo.Tally(opening(lambda: made(settings), str(output), "--to"))
+        tally = demo.Tally(opening(make, str(output), "--to"))
         refused = opening(lambda: open_private(letters), str(letters), "--to")
         replay = Replay(chain, now, tally, str(output), refused, fixed_now=True)
         summary = run_replay(replay, find([str(shipped / "captures")], tell), lambda _: None)

@@ -10,16 +10,18 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import click
 
-from netsage_pipeline import config, folders, stagefile
+from netsage_pipeline import config, folders, log, stagefile
+from netsage_pipeline.commands.run import level
 from netsage_pipeline.compose import Configured
 from netsage_pipeline.flow import Now, Sink
 from netsage_pipeline.nfdump import Rows
-from netsage_pipeline.options import conf_option, opened, refuse_full_addresses, stages_of, stages_option
+from netsage_pipeline.options import conf_option, field_table, opened, refuse_full_addresses, stages_of, stages_option
 from netsage_pipeline.read import Dump, find
 from netsage_pipeline.replay import OutputError, Replay, Summary
 from netsage_pipeline.terminal import INTERRUPTED, NOTHING_READ, leave_standard_output, refusing_settings, tell
@@ -62,10 +64,11 @@ def replay(
     with refusing_settings():
         fixed = _unix_time(at)
         stages = stages_of(conf, directory, ("01_", "99_") if to else ("01_",))
+        log.configure(level(), log.secrets_of(stages))
         now = Now(fixed if fixed is not None else time.time(), judges=fixed is not None, clock=clock)
         chain, tables = opened(stages, now, folders.tables())
         refuse_full_addresses(stages)
-        made, settings, output = output_of(stages if conf else [], to)
+        make, output = output_of(stages if conf else [], to, directory)
         dumps = find(list(paths), tell)
         _refuse_overwriting(dumps, {"--to": Path(output), "--dead-letters": dead_letters})
         if dead_letters is not None and dead_letters.absolute() == Path(output).absolute():
@@ -77,7 +80,7 @@ def replay(
         tell("nothing could be read")
         sys.exit(NOTHING_READ)
     with reporting_output():
-        sink = opening(lambda: made(settings), output, "--to")
+        sink = opening(make, output, "--to")
         letters = opening(lambda: open_private(dead_letters), str(dead_letters), "--dead-letters") if dead_letters else None
         summary = run_replay(
             Replay(chain, now, sink, output, letters, fixed_now=fixed is not None), dumps, rows_of(sensor, flow_type, min_bytes)
@@ -153,14 +156,16 @@ def _unix_time(text: str | None) -> float | None:
     return seconds
 
 
-def output_of(stages: list[Configured], to: str | None) -> tuple[Callable[[Any], Sink], Any, str]:
-    """The output's factory, settings and name: --to, else the settings' own, else standard output."""
+def output_of(stages: list[Configured], to: str | None, directory: Path | None) -> tuple[Callable[[], Sink], str]:
+    """What opens the output, and its name: --to, else the settings' own, else standard output."""
     for stage in stages:
         if to is None and stage.file.factory == "sink" and stage.config.enabled and getattr(stage.config, "for_replays", True):
             path = getattr(stage.config, "path", stage.name)
-            return stage.file.module.sink, stage.config, "standard output" if path == "-" else str(path)
+            opens = partial(stage.file.open_sink, stage.config, partial(field_table, directory))
+            return opens, "standard output" if path == "-" else str(path)
     file = stagefile.find([folders.shipped("stages")])["99_output_file"]
-    return file.module.sink, file.module.Config(path=to or "-"), "standard output" if to in (None, "-") else str(to)
+    settings = file.module.Config(path=to or "-")
+    return partial(file.open_sink, settings, dict), "standard output" if to in (None, "-") else str(to)
 
 
 def _refuse_overwriting(dumps: list[Dump], written: dict[str, Path | None]) -> None:

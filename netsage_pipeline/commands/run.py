@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from netsage_pipeline.compose import Configured
 from netsage_pipeline.config import Input, SettingsError
 from netsage_pipeline.flow import Now
 from netsage_pipeline.ledger import Ledger, LedgerError
-from netsage_pipeline.options import conf_option, opened, refuse_full_addresses, stages_of, stages_option
+from netsage_pipeline.options import conf_option, field_table, opened, refuse_full_addresses, stages_of, stages_option
 from netsage_pipeline.run import Worker
 from netsage_pipeline.terminal import INTERRUPTED, NOTHING_READ, refusing_settings, tell
+from netsage_pipeline.transit import Transit
 
 said = structlog.get_logger(__name__)
 
@@ -58,11 +60,12 @@ def working(conf: Path | None, directory: Path | None, *, restarts: bool = True)
     for path in tables.missing:
         said.warning("no such table: its stage goes on as if nothing were found in it (tables are in NETSAGE_LOOKUPS)", table=str(path))
     with contextlib.ExitStack() as open_ones:
-        ledger = Ledger(settings.state, settings.keys_limit_bytes)
+        holds = chain.stitching is not None
+        ledger = Ledger(settings.state, settings.keys_limit_bytes) if holds else Transit(settings.state)
         open_ones.callback(ledger.close)
         taking = source.file.module.source(source.config)
         open_ones.callback(taking.close)
-        giving = sink.file.module.sink(sink.config)
+        giving = sink.file.open_sink(sink.config, partial(field_table, directory))
         open_ones.callback(giving.close)
         yield Worker(chain, now, taking, giving, ledger, tables, settings.max_message_bytes)
 

@@ -20,12 +20,13 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
+import netsage_pipeline.link
 from netsage_pipeline import amqp, brokers
 from netsage_pipeline.amqp import Consumer, Publisher
 from netsage_pipeline.brokers import servers
 from netsage_pipeline.config import SettingsError
 from netsage_pipeline.flow import Delivery
-from netsage_pipeline.link import Link
+from netsage_pipeline.link import Link, Setup
 from tests.services.conftest import absent
 from tests.services.rabbitmq import Broker, Proxy, wait_for
 
@@ -70,6 +71,11 @@ def ready(link: Link, seconds: float = 60) -> None:
     wait_for(lambda: link.connected, seconds, link.turn)
 
 
+def acknowledge(consumer: Consumer, deliveries: list[Delivery]) -> None:
+    if deliveries:
+        consumer.acknowledge(deliveries[-1].receipt)
+
+
 def received(consumer: Consumer, number: int, seconds: float = 60) -> list[Delivery]:
     """So many messages or more, acknowledged."""
     got: list[Delivery] = []
@@ -77,7 +83,7 @@ def received(consumer: Consumer, number: int, seconds: float = 60) -> list[Deliv
     while len(got) < number:
         assert time.monotonic() < until, f"{len(got)} of {number} within {seconds} s"
         got += consumer.receive(0.1)
-        consumer.acknowledge()
+        acknowledge(consumer, got)
     return got
 
 
@@ -111,7 +117,7 @@ def test_what_is_published_arrives_once_and_in_order_with_its_id(broker: Broker,
     assert (publisher.unconfirmed, publisher.confirmed()) == (0, [])
     consumer = link(Consumer, broker.url, queue)
     got = received(consumer, 1000)
-    assert got == [Delivery(b"%d" % number, f"id-{number}") for number in range(1000)]
+    assert [each[:2] for each in got] == [(b"%d" % number, f"id-{number}") for number in range(1000)]
     assert consumer.receive(0.2) == []
     consumer.close()
     assert broker.count(queue) == 0
@@ -132,10 +138,11 @@ def test_a_batch_ends_at_200_messages(broker: Broker, link: Links, queue: str) -
     consumer = link(Consumer, broker.url, queue)
     ready(consumer)
     time.sleep(0.5)
-    assert [len(consumer.receive(1)) for _ in range(2)] == [200, 200]
-    consumer.acknowledge()
-    rest: list[Delivery] = []
-    wait_for(lambda: len(rest) == 50, doing=lambda: rest.extend(consumer.receive(1)))
+    batches = [consumer.receive(1) for _ in range(3)]
+    assert [len(batch) for batch in batches] == [200, 200, 50]
+    acknowledge(consumer, batches[1])
+    consumer.close()
+    assert broker.count(queue) == 50
 
 
 def test_a_batch_ends_before_two_million_bytes(broker: Broker, link: Links, queue: str) -> None:
@@ -145,7 +152,9 @@ def test_a_batch_ends_before_two_million_bytes(broker: Broker, link: Links, queu
     batches: list[list[int]] = []
 
     def take() -> None:
-        consumer.turn(0.5)  # What lies on the way has time to arrive.
+        until = time.monotonic() + 0.5  # What lies on the way has time to arrive.
+        while time.monotonic() < until:
+            consumer.turn(0.1)
         batches.append([len(each.body) for each in consumer.receive(1)])
 
     wait_for(lambda: sum(map(len, batches)) == 7, doing=take)
@@ -194,11 +203,12 @@ def test_a_consumer_that_nobody_receives_from_keeps_what_it_can_hold(broker: Bro
     broker.declare(queue)
     broker.put(queue, [bytes(100_000)] * 500)
     consumer = link(Consumer, broker.url, queue)
-    assert consumer.receive(20)
+    taken = consumer.receive(20)
+    assert taken
     until = time.monotonic() + 25  # Longer than a broker tries to send.
     while time.monotonic() < until:
         consumer.turn(0.05)
-    consumer.acknowledge()
+    acknowledge(consumer, taken)
     assert consumer.connected
     received(consumer, 450)
     assert said == []
@@ -221,10 +231,10 @@ def test_a_message_id_in_latin_1_and_unreadable_headers_stop_nobody(broker: Brok
     table = struct.pack(">L", len(endless)) + endless
     broker.put(queue, [b"years"], RawProperties(0x8000 | 0x2000 | 0x1000 | 0x0080, b"\x01j" + table + b"\x02" + b"\x02id"))
     broker.put(queue, [b"no id"], RawProperties(0x2000, table))
-    assert received(link(Consumer, broker.url, queue), 3) == [
-        Delivery(b"latin", "M\\xfcll"),
-        Delivery(b"years", "id"),
-        Delivery(b"no id", ""),
+    assert [each[:2] for each in received(link(Consumer, broker.url, queue), 3)] == [
+        (b"latin", "M\\xfcll"),
+        (b"years", "id"),
+        (b"no id", ""),
     ]
 
 
@@ -248,9 +258,10 @@ def test_what_was_not_acknowledged_comes_again(broker: Broker, link: Links, queu
     first = link(Consumer, broker.url, queue)
     ready(first)
     time.sleep(0.5)
-    assert len(first.receive(1)) == 200
-    first.acknowledge()
+    taken = first.receive(1)
+    assert len(taken) == 200
     assert len(first.receive(1)) == 100
+    acknowledge(first, taken)
     first.close()
     assert bodies(received(link(Consumer, broker.url, queue), 100)) == [b"%d" % number for number in range(200, 300)]
 
@@ -261,8 +272,9 @@ def test_nothing_is_acknowledged_that_was_not_returned(broker: Broker, link: Lin
     consumer = link(Consumer, broker.url, queue)
     ready(consumer)
     time.sleep(0.5)
-    assert len(consumer.receive(1)) == 200
-    consumer.acknowledge()
+    taken = consumer.receive(1)
+    assert len(taken) == 200
+    acknowledge(consumer, taken)
     consumer.turn(0.2)
     consumer.close()
     assert broker.count(queue) == 150
@@ -272,12 +284,13 @@ def test_acknowledging_on_another_connection_does_nothing(proxy: Proxy, broker: 
     broker.declare(queue)
     broker.put(queue, [b"1", b"2", b"3"])
     consumer = link(Consumer, proxy.url, queue)
-    assert bodies(consumer.receive(20)) == [b"1", b"2", b"3"]
+    taken = consumer.receive(20)
+    assert bodies(taken) == [b"1", b"2", b"3"]
     proxy.cut()
     wait_for(lambda: not consumer.connected, doing=consumer.turn)
-    consumer.acknowledge()
+    acknowledge(consumer, taken)
     ready(consumer)
-    consumer.acknowledge()
+    acknowledge(consumer, taken)
     assert bodies(received(consumer, 3)) == [b"1", b"2", b"3"]
     assert consumer.receive(0.5) == []
 
@@ -339,14 +352,14 @@ def test_a_consumer_has_caught_up_a_second_after_an_empty_queue(broker: Broker, 
 
 def test_a_consumer_has_not_caught_up_while_messages_are_left(broker: Broker, link: Links, queue: str) -> None:
     broker.declare(queue)
-    broker.put(queue, [b"x"] * 500)
+    broker.put(queue, [b"x"] * (amqp.PREFETCH + 100))
     consumer = link(Consumer, broker.url, queue)
     got = 0
     until = time.monotonic() + 4
-    while time.monotonic() < until:  # Without acknowledging: the broker gives 400 and keeps 100.
+    while time.monotonic() < until:  # Without acknowledging: the broker keeps 100.
         got += len(consumer.receive(0.2))
         assert not consumer.caught_up
-    assert got == 400
+    assert got == amqp.PREFETCH
 
 
 def test_a_consumer_that_is_cut_off_has_not_caught_up(proxy: Proxy, link: Links, queue: str) -> None:
@@ -561,14 +574,50 @@ def test_connections_that_the_broker_closes_come_back(broker: Broker, link: Link
     assert all("maintenance" in each["reason"] for each in said if "reason" in each)
 
 
-#: Once in three runs of everything it did not end within 120 s; why is not known yet. Alone it was never seen to fail.
-_UNSURE = pytest.mark.xfail(strict=False, reason="once in three runs something was missing or unconfirmed after 120 s, not understood yet")
+class Unheard(Consumer):
+    """Asks first what nobody answers, on its first channel."""
+
+    heard = False
+
+    def _set_up(self) -> Setup:
+        if not self.heard:
+            self.heard = True
+            yield lambda _done: None
+        yield from super()._set_up()
 
 
-@pytest.mark.parametrize("end", ["stop", pytest.param("kill9", marks=_UNSURE)])
+def test_a_link_whose_setup_is_not_answered_connects_anew(
+    proxy: Proxy, broker: Broker, link: Links, queue: str, said: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netsage_pipeline.link, "ANSWER", 4.0)
+    consumer = link(Unheard, proxy.url, queue)
+    ready(consumer, 20)
+    broker.put(queue, [b"x"])
+    assert bodies(received(consumer, 1)) == [b"x"]
+    assert proxy.accepted == 2
+    assert [each["event"] for each in said] == ["waits for RabbitMQ", "goes on with RabbitMQ"]
+    assert said[0]["reason"] == "it does not answer what was asked of a queue or an exchange"
+
+
+def test_a_link_whose_channel_is_not_opened_connects_anew(
+    proxy: Proxy, link: Links, queue: str, said: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netsage_pipeline.link, "ANSWER", 1.0)
+    monkeypatch.setattr(pika.channel.Channel, "open", lambda channel: channel._set_state(channel.OPENING))
+    consumer = link(Consumer, proxy.url, queue)
+    wait_for(lambda: consumer._channel is not None, doing=consumer.turn)
+    monkeypatch.undo()
+    ready(consumer, 40)
+    assert proxy.accepted == 2
+    assert [each["event"] for each in said] == ["waits for RabbitMQ", "goes on with RabbitMQ"]
+
+
+@pytest.mark.parametrize("end", ["stop", "kill9"])
 def test_a_broker_that_ends_and_comes_back_under_load_loses_nothing(
     broker: Broker, link: Links, queue: str, end: str, said: list[Any]
 ) -> None:
+    broker.declare(queue)
+    time.sleep(5)  # RabbitMQ 3 may forget a queue that it is killed within two seconds after.
     publisher = link(Publisher, broker.url, "", queue)
     consumer = link(Consumer, broker.url, queue)
     ready(publisher)
@@ -583,8 +632,9 @@ def test_a_broker_that_ends_and_comes_back_under_load_loses_nothing(
             given += 1
         publisher.turn(0.01)
         taken.update(publisher.confirmed())
-        got.extend(int(each.body) for each in consumer.receive(0.01))
-        consumer.acknowledge()
+        deliveries = consumer.receive(0.01)
+        got.extend(int(each.body) for each in deliveries)
+        acknowledge(consumer, deliveries)
 
     wait_for(lambda: len(got) > 2000, doing=lambda: work(1 << 30))
     getattr(broker, end)()
@@ -639,7 +689,6 @@ def test_a_broker_that_is_not_there_yet_is_waited_for(link: Links, queue: str, s
     began = time.monotonic()
     consumer = link(Consumer, f"amqp://u:hush@localhost:{port[1]}/", queue)
     assert consumer.receive(1) == []
-    consumer.acknowledge()
     consumer.pause()
     assert 0.9 < time.monotonic() - began < 3
     assert [(each["event"], each["server"], each["reason"]) for each in said] == [
@@ -696,6 +745,18 @@ def test_a_server_that_accepts_and_says_nothing_is_left(proxy: Proxy, broker: Br
     consumer = link(Consumer, f"{proxy.url},{broker.url}", queue)
     ready(consumer, 20)
     assert said[0]["reason"] == "it does not answer"
+
+
+def test_an_attempt_that_is_given_up_in_the_middle_of_a_handshake_is_followed_by_another(
+    proxy: Proxy, link: Links, queue: str, said: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netsage_pipeline.link, "ATTEMPT", 1.0)
+    proxy.silent = True
+    consumer = link(Consumer, proxy.url, queue)
+    wait_for(lambda: proxy.accepted == 2, 20, lambda: consumer.turn(0.1))
+    proxy.silent = False
+    ready(consumer, 20)
+    assert [each["event"] for each in said] == ["waits for RabbitMQ", "goes on with RabbitMQ"]
 
 
 @pytest.mark.parametrize(

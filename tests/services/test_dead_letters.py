@@ -174,7 +174,7 @@ def test_what_somebody_else_put_there_is_listed_and_left_there(running: Pipeline
 def test_without_broker_or_queue_one_line_says_so(broker: Broker, running: Pipeline) -> None:
     with broker.channel() as channel:
         channel.queue_delete(running.dead)
-    line = f"{running.dead}: no such queue: no dead letter was written yet, or NETSAGE_DEAD_LETTERS names another one\n"
+    line = f"{running.dead}: no such queue: no dead letter was written yet, or the settings name another one (dead_letters)\n"
     for word in ("list", "show", "replay"):
         outcome = running.command("dead-letters", word)
         assert (outcome.code, outcome.out, outcome.err) == (1, b"", line)

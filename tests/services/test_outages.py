@@ -237,7 +237,7 @@ def test_a_queue_that_is_never_empty_lets_flows_finish(broker: Broker, piped: Ma
     slow = stage_file(tmp_path / "own", "05_slow", "import time\ntime.sleep(0.004)\nreturn flow")
     conf = conf_with(tmp_path, {"05_slow": ""})
     run = piped("run", "--conf", conf, "--stages", slow)
-    run.limits = {"amqp.BATCH_MESSAGES": 2}
+    run.limits = {"amqp.BATCH_MESSAGES": 2, "amqp.PREFETCH": 4}
     load = Load(broker, [run.input], steadily(400, 10, 1 << 30))
     load.start()
     wait_for(lambda: broker.count(run.input) > 20)

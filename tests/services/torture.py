@@ -150,9 +150,6 @@ class Run:
         )
         for queue in (self._input, self._output, self._dead):
             broker.declare(queue)
-        with broker.channel() as channel:
-            channel.exchange_declare(exchange, "direct", durable=True)
-            channel.queue_bind(self._output, exchange, self._output)
         flows_per_s = max(flows / (KILL_S * max(kills, 8)), 200)
         stream = Stream(seed, time.time() - flows / flows_per_s - 1_800, flows_per_s)
         self.oracle = Oracle(stream.ends, stream.addresses, directory)
