@@ -7,11 +7,13 @@ import click
 from netsage_pipeline import __version__
 from netsage_pipeline.commands.dead_letters import dead_letters
 from netsage_pipeline.commands.demo import run_demo
+from netsage_pipeline.commands.dump import dump_records
 from netsage_pipeline.commands.fields import show_fields
 from netsage_pipeline.commands.ledger import ledger_commands
 from netsage_pipeline.commands.lookups import lookups
 from netsage_pipeline.commands.publish import publish_dumps
 from netsage_pipeline.commands.replay import replay
+from netsage_pipeline.commands.retain import retain
 from netsage_pipeline.commands.run import run
 from netsage_pipeline.commands.settings import check, show_config, stages
 
@@ -24,6 +26,8 @@ Examples:
   netsage-pipeline replay refused.ndjson
   netsage-pipeline run
   netsage-pipeline publish /data/nfcapd/2026/11 --sensor campus-border --rate 50000
+  netsage-pipeline dump --from 2026-11-01 --to 2026-12-01 --query 'meta.dst_asn:64500' --out november.ndjson
+  netsage-pipeline retain --prefix om-ns-netsage --older-than 30d --dry-run
   netsage-pipeline dead-letters list
   netsage-pipeline dead-letters replay --stage 50_asn
   netsage-pipeline ledger show
@@ -49,6 +53,8 @@ for command in (
     run,
     publish_dumps,
     replay,
+    dump_records,
+    retain,
     run_demo,
     check,
     stages,
