@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --ignore tests/services
 
-# With what is installed of rabbitmq-server and nfdump; what is not is skipped.
+# With what there is of rabbitmq-server, nfdump and Elasticsearch; what is not there is skipped.
 test-services: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/services
 
@@ -29,6 +29,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/ledger.py
 	$(BIN)/python benchmarks/queues.py
+	$(BIN)/python benchmarks/sink.py
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/generate.py
