@@ -123,8 +123,12 @@ def test_what_the_server_refuses_for_reasons_of_its_own_waits_until_they_are_gon
     new = f"{run.prefix}-2026.11.06"
     index = [f"{run.prefix}-2026.11.0{day + 1}" for day in range(5)]
     cluster = {"cluster.max_shards_per_node": "1", "action.auto_create_index": "false", "cluster.blocks.read_only": "true"}
+    watches = {
+        "cluster.info.update.interval": "1h"
+    }  # Else the server takes back the block of a full disk when it sees that it is not full.
     with elastic.client() as client:
         try:
+            client.cluster.put_settings(persistent=watches)
             run.publish(100, (0, 1, 2, 3, 4))
             run.begin()
             run.wait_until_stored()
@@ -160,5 +164,5 @@ def test_what_the_server_refuses_for_reasons_of_its_own_waits_until_they_are_gon
             assert len(run.worker.says("waits for Elasticsearch")) == 8
             assert len(run.worker.says("goes on with Elasticsearch")) == 1
         finally:
-            client.cluster.put_settings(persistent=dict.fromkeys(cluster))
+            client.cluster.put_settings(persistent=dict.fromkeys(cluster | watches))
             run.end()
