@@ -55,6 +55,8 @@ def lenient(payload: Any) -> bytes:
     sys.setrecursionlimit(limit + 5_000)
     try:
         return json.dumps(payload, default=repr).encode()
+    except (ValueError, TypeError):  # It holds itself, or has names that are no texts: a stage made it so.
+        return json.dumps(repr(payload)).encode()
     finally:
         sys.setrecursionlimit(limit)
 

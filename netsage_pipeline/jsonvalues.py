@@ -30,10 +30,8 @@ def copy(value: Any) -> Any:
 
 def fault(value: Any) -> str:
     """Why a value cannot be written as strict JSON, in words; "" if it can."""
-    if has_nan(value):
-        return "NaN or infinity"
     try:
-        orjson.dumps(value)
+        orjson.dumps(value)  # First: it gives up on what holds itself.
     except TypeError as error:
         said = str(error).lower()
         if "surrogate" in said or "utf-8" in said:
@@ -41,7 +39,7 @@ def fault(value: Any) -> str:
         if "64-bit" in said:
             return "integer beyond 64 bits"
         return "nested too deeply" if "recursion" in said else "not JSON"
-    return ""
+    return "NaN or infinity" if has_nan(value) else ""
 
 
 def has_nan(value: Any) -> bool:

@@ -552,3 +552,17 @@ def test_without_such_permission_no_full_address_comes_out(tmp_path: Path, argum
     assert outcome.code == 0
     assert len(outcome.flows) == 1
     assert b"192.0.2.1" not in outcome.out
+
+
+@pytest.mark.parametrize(
+    "body", ["flow['me'] = flow\nreturn flow", "flow['a'] = {(1, 2): 3}\nreturn flow"], ids=["itself", "names that are no texts"]
+)
+def test_what_a_stage_made_that_nobody_can_write_is_a_dead_letter(tmp_path: Path, body: str) -> None:
+    own = stage_file(tmp_path / "own", "97_strange", body)
+    (tmp_path / "dump").write_bytes(lines([flow()]))
+    outcome = run(
+        "replay", tmp_path / "dump", "--conf", conf_with(tmp_path, {"97_strange": ""}), "--stages", own, "--dead-letters", tmp_path / "dead"
+    )
+    assert outcome.code == 0, outcome.err
+    assert outcome.flows == []
+    assert [letter["stage"] for letter in letters(tmp_path / "dead")] == ["99_output"]
