@@ -35,12 +35,16 @@ class Members:
                 return member
         return None
 
+    def __len__(self) -> int:
+        """The number of prefixes in all lists."""
+        return sum(len(each.members) for each in self.lists)
+
 
 def open_table(path: Path) -> Members:
-    """The lists in order of file name. ValueError names each thing that is wrong with any of them."""
+    """The lists in order of file name; of a file the one in it. ValueError names each thing that is wrong with any of them."""
     lists = []
     errors: list[str] = []
-    for file in sorted(path.glob("*.toml")):
+    for file in sorted(path.glob("*.toml")) if path.is_dir() else [path]:
         try:
             values = tomllib.loads(file.read_text("utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -29,6 +29,10 @@ class Patterns:
             return next((value for pattern, value in compiled if pattern.search(text)), None)
 
         self.get = get
+        self._patterns = patterns
+
+    def __len__(self) -> int:
+        return len(self._patterns)
 
 
 def open_table(path: Path) -> Patterns:

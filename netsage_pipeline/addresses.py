@@ -67,9 +67,7 @@ class Prefixes:
 
     def add(self, prefix: str, value: Any = True) -> None:
         """ValueError with a sentence if the text is no prefix. Host bits may be set, as the reference allows."""
-        network = ipaddress.ip_network(prefix, strict=False)
-        if network.version == 6 and network.prefixlen >= 96 and network.network_address.ipv4_mapped:
-            network = ipaddress.ip_network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+        network = network_of(prefix)
         (self._v4 if network.version == 4 else self._v6).insert(str(network), value)
 
     def get(self, ip: str) -> Any:
@@ -79,6 +77,17 @@ class Prefixes:
             return None
         packed = unmapped(packed)
         return (self._v4 if len(packed) == 4 else self._v6).get(packed)
+
+    def __len__(self) -> int:
+        return len(self._v4) + len(self._v6)
+
+
+def network_of(prefix: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """The network that a text names, mapped IPv4 as IPv4. ValueError with a sentence if it is no prefix. Host bits may be set."""
+    network = ipaddress.ip_network(prefix, strict=False)
+    if network.version == 6 and network.prefixlen >= 96 and network.network_address.ipv4_mapped:
+        return ipaddress.ip_network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+    return network
 
 
 def is_multicast(ip: str) -> bool:

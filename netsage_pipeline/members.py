@@ -64,6 +64,11 @@ def convert(path: Path) -> list[Converted]:
     return found
 
 
+def list_name(file: str) -> str:
+    """What the list in a file of this name is called."""
+    return file.removesuffix(".toml").removesuffix(".rb").removesuffix("-members-list")
+
+
 def _without_comments(text: str) -> str:
     return _COMMENT.sub(lambda match: match[1] or "", text)
 

@@ -1,4 +1,7 @@
-"""The lookup tables of a chain: each opened once, by the file in lookups/ that is named after its kind, and opened anew when it changes."""
+"""The lookup tables of a chain: each opened once, by the file in lookups/ that is named after its kind, and opened anew when it changes.
+
+A kind is what a table holds, so a table of the wrong content is refused as a broken one is.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ class Tables:
             self.missing.append(path)
             return Nothing()
         try:
-            return _read(kind, path)
+            return read(kind, path)
         except (OSError, ValueError) as error:
             self.broken += [f"{path}: {line}" for line in _lines(error)]
             return Nothing()
@@ -88,7 +91,7 @@ class Tables:
         table: Table | None = None
         if not wrong:
             try:
-                table = _read(kind, path)
+                table = read(kind, path)
             except Exception as error:
                 first, *more = _lines(error)
                 wrong = first + (f" (and {len(more)} more)" if more else "")
@@ -102,7 +105,8 @@ class Tables:
         return table
 
 
-def _read(kind: str, path: Path) -> Table:
+def read(kind: str, path: Path) -> Table:
+    """Opens a table. ValueError with a line for each thing that is wrong, OSError."""
     table: Table = load(shipped("lookups") / f"{kind}.py").open_table(path)
     return table
 

@@ -24,7 +24,7 @@ class Config(Settings):
 
 
 def end(config: Config, lookups: Lookups) -> EndProcess:
-    communities = lookups("mmdb", config.database)
+    communities = lookups("registry", config.database)
 
     def process(end: End) -> None:
         end["community"] = "None"

@@ -28,7 +28,7 @@ class Config(Settings):
 
 
 def end(config: Config, lookups: Lookups) -> EndProcess:
-    cities = lookups("mmdb", config.database)
+    cities = lookups("city", config.database)
 
     def process(end: End) -> None:
         if end["side"] == "dst" and is_multicast(end["ip"]):

@@ -22,7 +22,7 @@ class Config(Settings):
 
 
 def end(config: Config, lookups: Lookups) -> EndProcess:
-    asns = lookups("mmdb", config.database)
+    asns = lookups("asn", config.database)
 
     def process(end: End) -> None:
         if end.get("organization") == "Multicast" or is_public(end["asn"]):

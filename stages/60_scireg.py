@@ -45,7 +45,7 @@ class Config(Settings):
 
 
 def end(config: Config, lookups: Lookups) -> EndProcess:
-    registry = lookups("mmdb", config.database)
+    registry = lookups("registry", config.database)
     write = _write if config.layout == "1" else _write_layout_2
 
     def process(end: End) -> None:

@@ -56,15 +56,23 @@ def end_of(side: str = "src", ip: str = "192.0.2.1", asn: int | None = 3356, **m
     return {"side": side, "ip": ip, "asn": asn, **more}
 
 
-#: Which kind of lookup opens a file, by its ending.
-KINDS = {".mmdb": "mmdb", ".csv": "caida", ".json": "patterns", "": "members"}
+#: Which kind of lookup opens a file, by its name or ending.
+KINDS = {
+    "GeoLite2-City.mmdb": "city",
+    "GeoLite2-ASN.mmdb": "asn",
+    "scireg.mmdb": "registry",
+    "communities.mmdb": "registry",
+    ".csv": "caida",
+    ".json": "patterns",
+    "": "members",
+}
 
 
 def tables(found: Mapping[str, Any]) -> Callable[[str, Path], Any]:
     """The lookup of these tables, by name of file: `tables({"GeoLite2-ASN.mmdb": {...}})`. A dict has the `get` of a table."""
 
     def lookups(kind: str, path: Path) -> Any:
-        assert kind == KINDS[path.suffix]
+        assert kind == kind_of(path)
         return found[str(path)]
 
     return lookups
@@ -72,5 +80,9 @@ def tables(found: Mapping[str, Any]) -> Callable[[str, Path], Any]:
 
 def nothing(kind: str, path: Path) -> Mapping[Any, Any]:
     """The lookup in which nothing is found."""
-    assert kind == KINDS[path.suffix]
+    assert kind == kind_of(path)
     return {}
+
+
+def kind_of(path: Path) -> str:
+    return KINDS.get(path.name) or KINDS[path.suffix]

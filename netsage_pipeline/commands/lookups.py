@@ -1,23 +1,152 @@
-"""lookups: tables converted, and what they say."""
+"""lookups: tables fetched, built, converted, what they are, and what they say."""
 
 from __future__ import annotations
 
+import random
 import re
 import sys
+import time
 from pathlib import Path
 
 import click
 
-from netsage_pipeline import folders
+from netsage_pipeline import config, folders, scireg
 from netsage_pipeline.addresses import parse
-from netsage_pipeline.members import convert
+from netsage_pipeline.commands.publish import interruptible
+from netsage_pipeline.content import content
+from netsage_pipeline.fetch import NotFetched
+from netsage_pipeline.members import convert, list_name
 from netsage_pipeline.show import said
-from netsage_pipeline.terminal import NOTHING_READ, WRONG_SETTINGS, say, tell
+from netsage_pipeline.sources import HOW, TABLES, Source, Sources, sources
+from netsage_pipeline.terminal import NOTHING_READ, WRONG_SETTINGS, refusing_settings, say, tell
+from netsage_pipeline.update import Refused, Update
+
+#: File and kind of each table that our stages look into.
+KNOWN = [*TABLES.values(), ("members", "members"), ("sensor_groups.json", "patterns"), ("sensor_types.json", "patterns")]
+
+#: Share of the hours between two runs by which they may be earlier or later, so that not all sites ask at once.
+JITTER = 0.1
 
 
 @click.group()
 def lookups() -> None:
     """Lookup tables."""
+
+
+@lookups.command("update")
+@click.argument("names", nargs=-1)
+@click.option("--conf", type=click.Path(path_type=Path), help="Settings of the sources; default: ours, conf.d/lookups/sources.toml")
+@click.option(
+    "--every", metavar="HOURS", type=click.FloatRange(min=0, min_open=True), help="Goes on, a run every so many hours; default: one run"
+)
+@click.option("--force", is_flag=True, help="Take a table also when it has less than half of the entries of the one in use")
+def update_tables(names: tuple[str, ...], conf: Path | None, every: float | None, *, force: bool) -> None:
+    """Fetch the tables NAME…, by default all that have an address: city, asn, caida, scireg, communities, members/LIST.
+
+    A table is opened and counted before it takes the place of the old one, at once; a worker notices. Exit status 1 if one was refused."""
+    with refusing_settings(), interruptible("the tables are whole, old or new"):
+        chosen, limit = _chosen(conf or folders.shipped("conf.d") / "lookups" / "sources.toml", names)
+        if every is None:
+            sys.exit(NOTHING_READ if _update(chosen, limit, force=force) else 0)
+        while True:
+            try:
+                _update(chosen, limit, force=force)
+            except config.SettingsError as error:  # The directory, which may be free, or writable, the next time.
+                for line in error.errors:
+                    tell(line)
+            time.sleep(every * 3_600 * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
+
+
+def _chosen(path: Path, names: tuple[str, ...]) -> tuple[list[Source], int]:
+    """The sources to be asked, those without an address told, and the limit in bytes. SettingsError."""
+    settings, errors = config.settings_of(Sources, config.read(path))
+    if settings is None:
+        raise config.SettingsError(errors)
+    found = sources(settings)
+    known = {source.name for source in found} | {"members"}
+    errors = [f"{name}: no such source: there are {', '.join(sorted(known))}" for name in names if name not in known]
+    chosen = [source for source in found if not names or {source.name, source.name.partition("/")[0]} & {*names}]
+    missing = [f"{source.name}: not fetched: it has no address: set {HOW[source.name]}" for source in chosen if not source.url]
+    if names:
+        errors += missing
+    if errors:
+        raise config.SettingsError(errors)
+    for line in missing:
+        say(line)
+    return [source for source in chosen if source.url], settings.limit_bytes
+
+
+def _update(chosen: list[Source], limit: int, *, force: bool) -> int:
+    """One run over all of them. The number of those that failed."""
+    if not chosen:
+        return 0
+    failed = 0
+    updating = Update(folders.tables(), limit, force=force)
+    with updating.alone():
+        for source in chosen:
+            try:
+                line = updating.update(source)
+            except (NotFetched, Refused, OSError) as error:
+                failed += 1
+                why = f"cannot be read or written: {error.strerror}" if isinstance(error, OSError) else str(error)
+                tell(f"{source.name}: refused: {why}; {folders.tables() / source.table} stays as it is")
+            else:
+                say(f"{source.name}: {line}")
+            for line in updating.left_out():
+                tell(line)
+    if failed:
+        tell(f"{failed} of {len(chosen)} failed")
+    return failed
+
+
+@lookups.command("info")
+def show_info() -> None:
+    """Show type, date, age, entries and size of each table. Every record is read; exit status 1 if a table is broken."""
+    broken = 0
+    for name, kind in KNOWN:
+        path = folders.tables() / name
+        if not path.exists():
+            say(f"{name:<22} no such table")
+            continue
+        try:
+            found = content(kind, path)
+        except ValueError as error:
+            broken += 1
+            for line in str(error).splitlines():
+                tell(f"{path}: {line}")
+            continue
+        age = (time.time() - found.built) / 86_400
+        say(f"{name:<22} {found.type:<16} {found.day} {age:>7,.1f} days {found.entries:>11,} entries {found.bytes:>13,} bytes")
+    if broken:
+        sys.exit(NOTHING_READ)
+
+
+@lookups.group()
+def build() -> None:
+    """Tables made of something else."""
+
+
+@build.command("scireg")
+@click.argument("export", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Path(path_type=Path), help="The mmdb; default: scireg.mmdb in NETSAGE_LOOKUPS")
+def build_scireg(export: Path, to: Path | None) -> None:
+    """Make the science registry's mmdb of its JSON export. What cannot be used is left out, a line each."""
+    target = to or folders.tables() / "scireg.mmdb"
+    new = target.with_name(f".{target.name}.new")
+    try:
+        built = scireg.build(export, new)
+        new.replace(target)
+    except ValueError as error:
+        for line in str(error).splitlines():
+            tell(f"{export}: {line}")
+        sys.exit(NOTHING_READ)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        tell(f"{error.filename or target}: cannot be read or written: {error.strerror}")
+        sys.exit(NOTHING_READ)
+    for line in built.errors:
+        tell(f"{export}: {line}")
+    say(f"{target}: {built.prefixes:,} prefixes")
 
 
 @lookups.command("convert")
@@ -48,7 +177,7 @@ def convert_lists(files: tuple[Path, ...]) -> None:
 
 def _file_name(file: Path, name: str, number: int) -> str:
     """Lists are asked in order of file name, so the reference's order of files, and of lists in a file, is kept."""
-    stem = file.name.removesuffix(".rb").removesuffix("-members-list")
+    stem = list_name(file.name)
     return re.sub(r"[^\w.-]", "_", f"{stem}-{number:02}-{name}") if number else stem
 
 

@@ -6,11 +6,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.command import tables_with
+from tests.command import LOOKUPS, run_real, tables_with
+from tests.https import File, archive, certificates, far
+from tests.lookups.test_mmdb import write
 from tests.services.load import Load, Piped, as_single, documents, message_of, steadily, sums
 from tests.services.rabbitmq import Broker, wait_for
 
@@ -37,11 +41,11 @@ def table(organization: str) -> bytes:
     return f"{ASN},{organization}\n".encode()
 
 
-def put(tables: Path, content: bytes) -> None:
+def put(tables: Path, content: bytes, name: str = TABLE) -> None:
     """As an operator does it: the new file takes the place of the old one at once."""
-    new = tables / f"{TABLE}.new"
+    new = tables / f"{name}.new"
     new.write_bytes(content)
-    os.replace(new, tables / TABLE)  # noqa: PTH105
+    os.replace(new, tables / name)  # noqa: PTH105
 
 
 def test_new_values_are_written_from_then_on_and_no_flow_is_lost(run: Piped, tables: Path) -> None:
@@ -112,3 +116,76 @@ def test_a_flow_that_was_held_before_gets_the_new_values(run: Piped, tables: Pat
     flows = run.flows()
     assert {flow["stitched_flows"] for flow in flows} == {3}
     assert {flow["meta"]["dst_organization"] for flow in flows} == {"New University"}
+
+
+CITY = "GeoLite2-City.mmdb"
+
+
+def places(directory: Path, country: str) -> bytes:
+    """A City database that has the destination of all flows in this country."""
+    record = {
+        "country": {"names": {"en": country}},
+        "continent": {"names": {"en": "Somewhere"}},
+        "location": {"latitude": 1.5, "longitude": 2.5},
+    }
+    return write(directory / "made.mmdb", {"134.68.0.0/16": record}, "GeoLite2-City").read_bytes()
+
+
+def test_databases_that_are_fetched_under_load_are_taken_and_what_is_no_such_database_is_refused(
+    run: Piped, tables: Path, tmp_path: Path
+) -> None:
+    """Truncated, of the wrong kind, of the wrong edition although it says that it is the right one: the old one stays."""
+    put(tables, places(tmp_path, "Old Country"), CITY)
+    worker = run.begin().works()
+    load = Load(run.broker, [run.input], steadily(1_000, 50, 1 << 30))
+    load.start()
+    flows = []
+
+    def countries() -> set[str]:
+        more = run.flows()
+        flows.extend(more)
+        return {flow["meta"]["dst_country_name"] for flow in more}
+
+    def refused(times: int) -> bool:
+        return len(worker.says("refused")) == times
+
+    wait_for(lambda: countries() == {"Old Country"})
+    wrong = {
+        "truncated": (places(tmp_path, "Wrong Country")[:-50], "is no MaxMind DB file, or is truncated"),
+        "wrong kind": (b"asn,organization\n1,A\n", "is no MaxMind DB file, or is truncated"),
+        "wrong edition": ((LOOKUPS / "GeoLite2-ASN.mmdb").read_bytes(), "is no City database (its type is GeoLite2-ASN;"),
+        "wrong content": ((LOOKUPS / "scireg.mmdb").read_bytes(), "is no City database (its type is GeoLite2-City;"),
+    }
+    for number, (content, why) in enumerate(wrong.values(), 1):
+        put(tables, content, CITY)
+        wait_for(partial(refused, number), 20)
+        assert worker.says("refused")[-1]["reason"].startswith(f"{tables / CITY}: {why}")
+        assert worker.says("refused")[-1]["reason"].endswith("the table read before stays in use")
+    countries()
+    time.sleep(1)
+    assert countries() == {"Old Country"}
+
+    authority = certificates(tmp_path)
+    with far(authority) as server:
+        server.files["/city.tar.gz"] = File(archive(GeoLite2_City__mmdb=places(tmp_path, "New Country")))
+        trusting: Any = {"SSL_CERT_FILE": str(authority / "ca.pem"), "NETSAGE_CITY_URL": f"{server.url}/city.tar.gz"}
+        outcome = run_real("lookups", "update", "city", lookups=tables, **trusting)
+        assert (outcome.code, outcome.err) == (0, "")
+        wait_for(lambda: len(worker.says("lookup tables were exchanged")) == 1, 20)
+        wait_for(lambda: countries() == {"New Country"}, 20)
+
+        server.files["/city.tar.gz"] = File(archive(GeoLite2_City__mmdb=wrong["wrong content"][0]))
+        assert run_real("lookups", "update", "city", lookups=tables, **trusting).code == 1
+    time.sleep(1.5)
+    parts = load.stop()
+    run.finished()
+    countries()
+    worker.tell(signal.SIGTERM)
+    assert sums(documents(flows)) == sums(as_single(parts))
+    assert len(worker.says("refused")) == len(wrong)
+    assert len(worker.says("lookup tables were exchanged")) == 1
+    assert not run.letters()
+    flows.sort(key=lambda flow: flow["@exit_time"])
+    seen = [flow["meta"]["dst_country_name"] for flow in flows]
+    assert list(dict.fromkeys(seen)) == ["Old Country", "New Country"]
+    assert seen == sorted(seen, reverse=True), "an old value behind a new one"
