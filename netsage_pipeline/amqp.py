@@ -9,6 +9,7 @@ from typing import Any
 import pika
 import structlog
 
+from netsage_pipeline import waits
 from netsage_pipeline.brokers import Server
 from netsage_pipeline.flow import Delivery
 from netsage_pipeline.link import Link, Setup
@@ -34,6 +35,9 @@ BUFFER_BYTES = 64_000_000
 UNWANTED = 10.0
 
 
+#: Seconds after which a consumer asks how many messages are left though it has enough of them.
+ASKED_S = 5.0
+
 #: What a message is acknowledged by: its channel and its number there.
 Receipt = tuple[Any, int]
 
@@ -53,6 +57,7 @@ class Consumer(Link):
         self._answers = True  # whether no question is under way
         self._empty = False
         self._paused = False
+        self.waiting: int | None = None  #: messages that nobody was given yet, when it last asked
         self._received = 0.0  # when somebody last asked for messages
         super().__init__(servers, what)
 
@@ -62,9 +67,12 @@ class Consumer(Link):
             self._go_on()
         self._received = time.monotonic()
         until = self._received + seconds
+        if self._received - self._asked >= ASKED_S:
+            self._ask()
         self._read()
         while not self._buffer:
-            self._ask()
+            if time.monotonic() - max(self._last_delivery, self._asked) >= 1.0:
+                self._ask()
             rest = until - time.monotonic()
             if rest <= 0:
                 return []
@@ -141,14 +149,14 @@ class Consumer(Link):
         return batch
 
     def _ask(self) -> None:
-        """Asks how many messages are left, where that is worth knowing."""
-        now = time.monotonic()
-        if self._ready and self._answers and now - max(self._last_delivery, self._asked) >= 1.0:
-            self._asked, self._answers = now, False
+        """Asks how many messages are left."""
+        if self._ready and self._answers:
+            self._asked, self._answers = time.monotonic(), False
             self._open.queue_declare(self._queue, passive=True, callback=self._on_count)
 
     def _on_count(self, answer: Any) -> None:
         self._answers = True
+        self.waiting = answer.method.message_count
         self._empty = answer.method.message_count == 0 and self._last_delivery < self._asked
         self._events += 1
 
@@ -174,7 +182,7 @@ class Consumer(Link):
     def _on_loss(self) -> None:
         self._buffer.clear()
         self._buffered_bytes = 0
-        self._answers, self._empty = True, False
+        self._answers, self._empty, self.waiting = True, False, None
 
 
 class _Message:
@@ -253,6 +261,10 @@ class Publisher(Link):
     def _on_ready(self) -> None:
         self._write()
 
+    @property
+    def _receiver(self) -> str:
+        return f"{self._what} queue"
+
     def _write(self) -> None:
         """Gives the broker what it may have at once."""
         if self._held_until:
@@ -288,6 +300,7 @@ class Publisher(Link):
         self._events += 1
         if self._probes:
             self._probes, self._again_after = False, FIRST_AGAIN
+            waits.end(self._receiver)
             if not self._says_so:
                 log.info("goes on with RabbitMQ", link=self._what, server=self._server.name)
             self._says_so = True
@@ -307,6 +320,7 @@ class Publisher(Link):
             self._says_so = False
             where = f"exchange '{message.exchange}' with key" if message.exchange else "the default exchange with key"
             reason = reason or f"no queue takes messages of {where} '{message.key}': bind one"
+            waits.begin(self._receiver, reason)
             log.warning("waits for RabbitMQ", link=self._what, server=self._server.name, reason=reason)
         if not self._held_until:
             self._held_until = time.monotonic() + self._again_after

@@ -78,10 +78,5 @@ class AtWork:
     def _nobody_alone(self) -> None:
         self._write(0, {"one": "", "deaths": +self.deaths})
 
-    def alive(self) -> None:
-        """Touches the file: the worker is alive."""
-        with contextlib.suppress(OSError):  # The ledger says what is wrong with the disk.
-            os.utime(self._file)
-
     def close(self) -> None:
         os.close(self._file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pika
 from pika.exceptions import (
+    AMQPError,
     AMQPHeartbeatTimeout,
     ChannelClosedByBroker,
     ConnectionClosedByBroker,
@@ -108,6 +110,14 @@ def _server(url: str, context: ssl.SSLContext | None) -> Server:
         parameters.ssl_options = pika.SSLOptions(context, parts.hostname)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return Server(f"{host}:{parts.port or _PORTS[parts.scheme]}", parameters)
+
+
+def connected(brokers: list[Server]) -> pika.BlockingConnection:
+    """A connection to the first broker of the list that answers. AMQPError."""
+    for each in brokers[:-1]:
+        with contextlib.suppress(AMQPError):
+            return pika.BlockingConnection(each.parameters)
+    return pika.BlockingConnection(brokers[-1].parameters)
 
 
 def _context(broker: Broker) -> ssl.SSLContext:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import structlog
 from elasticsearch import ApiError, Elasticsearch
 
+from netsage_pipeline import waits
 from netsage_pipeline.elastic import is_refusal, reason_of, refusal_of
 from netsage_pipeline.flow import Flow, Refusal, Stored
 
@@ -240,6 +241,7 @@ class Bulk:
     # What it says.
 
     def _waits(self, number: int, reason: str) -> None:
+        waits.begin("Elasticsearch", reason)
         with self._changed:
             self._troubled.add(number)
             known_as = re.sub(r"\d+", "", reason)  # Some tell how much memory is taken.
@@ -254,6 +256,7 @@ class Bulk:
             if self._troubled or not self._told or self._closed:
                 return
             self._told.clear()
+            waits.end("Elasticsearch")
         log.info("goes on with Elasticsearch")
 
 

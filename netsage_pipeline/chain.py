@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import marshal
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import orjson
 
 from netsage_pipeline.compose import Configured, Step, compose
 from netsage_pipeline.deadletters import DECODE, LETTER, body_of, envelope, is_envelope, lenient, looks_like_envelope
-from netsage_pipeline.ends import EndRefused
+from netsage_pipeline.ends import EndRefused, EndRun
 from netsage_pipeline.flow import Finished, Flow, Lookups, Now, Refused
 from netsage_pipeline.jsonvalues import fault
 
 #: Tells where flow number n of a batch came from: source and position.
 Origin = Callable[[int], tuple[str, str]]
+
+#: One batch in so many is timed, stage by stage. A prime, so that it falls on batches of every kind, whatever order they come in.
+SAMPLED = 101
 
 
 class Chain:
@@ -32,6 +36,7 @@ class Chain:
     dropped, refused   counted by (stage, reason)
     notes              counted by what end stages noted
     dead               envelopes of dead letters that nobody has taken yet
+    timed              stage, or first and last of a run of end stages → seconds that it took, and flows, in the batches that were timed
     """
 
     def __init__(self, stages: list[Configured], lookups: Lookups, now: Now, *, remember: bool = True) -> None:
@@ -41,6 +46,8 @@ class Chain:
         self.refused: Counter[tuple[str, str]] = Counter()
         self.notes: Counter[str] = Counter()
         self.dead: list[bytes] = []
+        self.timed: dict[str, tuple[float, int]] = {}
+        self._until_timed = SAMPLED
         self._settled: Counter[tuple[str, str, str]] = Counter()
         self._stages, self._remember = stages, remember
         self.steps = compose(stages, lookups, now, self.notes, remember=remember)
@@ -121,9 +128,11 @@ class Chain:
     def _hold(self, steps: list[Step], flows: list[Any], again: Callable[[], list[Any]], origin: Origin) -> list[Finished]:
         """Runs the steps up to stitching and lets it hold the flows; gives those that it finished."""
         self.read += len(flows)
-        flows, places = self._through(steps, flows, again, origin)
+        timed = self._is_to_be_timed()
+        flows, places = self._through(steps, flows, again, origin, timed=timed)
         hold = self.stitching or _not_held
         finished: list[Finished] = []
+        began = time.perf_counter() if timed else 0.0
         for index, flow in enumerate(flows):
             try:
                 done = hold(flow)
@@ -132,7 +141,30 @@ class Chain:
             else:
                 if done is not None:
                     finished.append(done)
-        return finished + self.tick()
+        finished += self.tick()
+        if timed and self.steps.held_by:
+            self.took(self.steps.held_by, time.perf_counter() - began, len(flows))
+        return finished
+
+    def _is_to_be_timed(self) -> bool:
+        self._until_timed -= 1
+        if self._until_timed:
+            return False
+        self._until_timed = SAMPLED
+        return True
+
+    def took(self, stage: str, seconds: float, flows: int) -> None:
+        """Notes what so many flows of a batch that is timed took in a stage."""
+        before, number = self.timed.get(stage, (0.0, 0))
+        self.timed[stage] = before + seconds, number + flows
+
+    def _timing(self, steps: list[Step], flows: int) -> Iterator[Step]:
+        """The steps, timed from when one is taken until the next is asked for."""
+        for name, process in steps:
+            began = time.perf_counter()
+            yield name, process
+            whole = f"{name} to {process.stages[-1].name}" if isinstance(process, EndRun) and len(process.stages) > 1 else name
+            self.took(whole, time.perf_counter() - began, flows)
 
     def enter(self, letter: dict[str, Any]) -> list[Finished]:
         """Takes a dead letter in: its flow enters at the stage that refused it."""
@@ -189,7 +221,7 @@ class Chain:
         def origin(index: int) -> tuple[str, str]:
             return self.steps.held_by, _id_of(self._flow_of(finished[index]))
 
-        return self._through(steps, flows(), flows, origin)[0]
+        return self._through(steps, flows(), flows, origin, timed=self._is_to_be_timed())[0]
 
     def _flow_of(self, finished: Finished) -> Flow:
         """The flow, afresh at every call."""
@@ -199,7 +231,7 @@ class Chain:
         return self.stitching.flow(finished)
 
     def _through(
-        self, steps: list[Step], flows: list[Any], again: Callable[[], list[Any]], origin: Origin
+        self, steps: list[Step], flows: list[Any], again: Callable[[], list[Any]], origin: Origin, *, timed: bool
     ) -> tuple[list[Flow], Sequence[int]]:
         """The flows that come through the steps, and which of those that went in they are.
 
@@ -211,7 +243,7 @@ class Chain:
         try:
             if not _FLOWS.issuperset(map(type, flows)):
                 raise Refused("not an object")
-            for name, process in steps:
+            for name, process in self._timing(steps, len(flows)) if timed else steps:
                 flows = [process(flow) for flow in flows]
                 if not _FLOWS.issuperset(map(type, flows)):
                     dropped += [(name, _reason_of_drop(flow)) for flow in flows if flow.__class__ is not dict]

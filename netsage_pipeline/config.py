@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 
 class Settings(BaseModel):
@@ -34,6 +34,15 @@ class Input(Settings):
         200_000_000, ge=0, description="Memory for the keys of messages taken within 24 h of work; about 120 bytes a key"
     )
     max_message_bytes: int = Field(16_000_000, ge=1, description="A longer message becomes a dead letter as it came")
+    metrics: str = Field("", description="host:port at which metrics for Prometheus are served; port 0: a free one; empty: nowhere")
+
+    @field_validator("metrics")
+    @classmethod
+    def _is_address(cls, address: str) -> str:
+        host, _, port = address.rpartition(":")
+        if address and not (host and re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 1 << 16):
+            raise ValueError("is no address: write host:port, such as 127.0.0.1:9751")
+        return address
 
 
 class Output(Settings):
@@ -167,6 +176,8 @@ _WRONG_TYPE = {
     "bool_type": "true or false",
     "string_type": 'a text: put it into "quotes"',
     "list_type": "a list",
+    "set_type": "a list",
+    "frozen_set_type": "a list",
     "dict_type": "a table",
     "model_type": "a table",
     "path_type": "a path",

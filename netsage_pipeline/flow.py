@@ -75,6 +75,10 @@ class Source(Protocol):
     def connected(self) -> bool:
         """Whether messages can come."""
 
+    @property
+    def waiting(self) -> int | None:
+        """How many messages nobody was given yet, as it was last known; for metrics."""
+
     def receive(self, seconds: float) -> list[Delivery]:
         """The next batch of messages, in order; empty when none came for so long."""
 
@@ -133,7 +137,7 @@ class Table(Protocol):
 
 
 class Lookups(Protocol):
-    """Gives a stage its table: `lookups("mmdb", Path("GeoLite2-ASN.mmdb"))`; opened once, shared by path."""
+    """Gives a stage its table: `lookups("asn", Path("GeoLite2-ASN.mmdb"))`; opened once, shared by path."""
 
     def __call__(self, kind: str, path: Path) -> Table: ...
 

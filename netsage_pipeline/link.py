@@ -21,6 +21,7 @@ from pika import frame, spec
 from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.exceptions import ChannelClosedByBroker
 
+from netsage_pipeline import waits
 from netsage_pipeline.brokers import CONNECT, Server, in_a_line, is_refusal, reason_of
 
 log = structlog.get_logger(__name__)
@@ -71,6 +72,8 @@ class Link:
         self._events = 0  # Counts what somebody may wait for.
         self._blocked = False
         self._closed = False
+        self._was_open = False
+        waits.begin(self._broker, "is being connected to")
         self._connect()
 
     @property
@@ -115,6 +118,11 @@ class Link:
         with contextlib.suppress(Exception):
             self._loop.close()
 
+    @property
+    def _broker(self) -> str:
+        """What it waits for, for metrics and health."""
+        return f"{self._what} broker"
+
     # What a kind of link does for itself.
 
     def _set_up(self) -> Setup:
@@ -158,6 +166,9 @@ class Link:
         if connection is not self._connection:
             _leave(connection)
             return
+        if self._was_open:
+            waits.reconnected(self._what)
+        self._was_open = True
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._open_channel(connection)
@@ -201,11 +212,14 @@ class Link:
     def _on_blocked(self, _connection: Any, method: Any) -> None:
         self._blocked = True
         self._events += 1
-        log.warning("waits for RabbitMQ", link=self._what, server=self._server.name, reason=f"it is {in_a_line(method.method.reason)}")
+        reason = f"it is {in_a_line(method.method.reason)}"
+        waits.begin(self._broker, reason)
+        log.warning("waits for RabbitMQ", link=self._what, server=self._server.name, reason=reason)
 
     def _on_unblocked(self, _connection: Any, _method: Any) -> None:
         self._blocked = False
         self._events += 1
+        waits.end(self._broker)
         log.info("goes on with RabbitMQ", link=self._what, server=self._server.name)
 
     # Channels.
@@ -314,6 +328,8 @@ class Link:
         if self._waits_since:
             seconds = round(time.monotonic() - self._waits_since, 1)
             log.info("goes on with RabbitMQ", link=self._what, server=self._server.name, after_s=seconds)
+        if not self._blocked:
+            waits.end(self._broker)
         self._waits_since = 0.0
         self._unanswered = 0
         self._told.clear()
@@ -324,6 +340,8 @@ class Link:
         said = bool(self._waits_since)
         self._waits_since = self._waits_since or time.monotonic()
         key = f"{self._server.name} {reason}"
+        if not self._closed:
+            waits.begin(self._broker, reason)
         if not self._closed and (not said or (at_once and key not in self._told)):
             log.warning("waits for RabbitMQ", link=self._what, server=self._server.name, reason=reason)
             self._told.add(key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -18,11 +19,13 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from netsage_pipeline import waits
 from netsage_pipeline.at_work import AtWork
-from netsage_pipeline.chain import Chain
+from netsage_pipeline.chain import SAMPLED, Chain
 from netsage_pipeline.config import SettingsError
 from netsage_pipeline.flow import Delivery, Finished, Now, Sink, Source
 from netsage_pipeline.ledger import Commit, Ledger, LedgerError, NoRoom, State
+from netsage_pipeline.metrics import Meter, Reading, made_at
 from netsage_pipeline.tables import Tables
 from netsage_pipeline.transit import Transit
 
@@ -52,6 +55,9 @@ PROGRESS_S = 60
 #: Seconds of waiting after which it says so.
 PATIENCE_S = 2
 
+#: The stage that metrics and dead letters name where the output is meant.
+OUTPUT = "99_output"
+
 #: Seconds for which a worker that was told to stop waits for confirmations.
 LAST_WAIT_S = 3
 
@@ -74,15 +80,17 @@ class Wait:
         self._since: float | None = None
         self._said_so = False
 
-    def goes_on(self, reason: str = "") -> None:
+    def goes_on(self, reason: str) -> None:
         if self._since is None:
             self._since = time.monotonic()
         if not self._said_so and time.monotonic() - self._since > PATIENCE_S:
             self._said_so = True
-            log.warning(f"waits for {self._what}", **({"reason": reason} if reason else {}))
+            waits.begin(self._what, reason)
+            log.warning(f"waits for {self._what}", reason=reason)
 
     def is_over(self) -> None:
         if self._said_so and self._since is not None:
+            waits.end(self._what)
             log.info("goes on", waited_for=self._what, after_s=round(time.monotonic() - self._since, 1))
         self._since, self._said_so = None, False
 
@@ -91,12 +99,23 @@ class Worker:
     """One chain between an input and an output. Everything that it must not forget is in the ledger."""
 
     def __init__(
-        self, chain: Chain, now: Now, source: Source, sink: Sink, ledger: Ledger | Transit, tables: Tables, max_message_bytes: int
+        self,
+        chain: Chain,
+        now: Now,
+        source: Source,
+        sink: Sink,
+        ledger: Ledger | Transit,
+        tables: Tables,
+        max_message_bytes: int,
+        meter: Meter,
     ) -> None:
         self._chain, self._now = chain, now
         self._source, self._sink = source, sink
         self._ledger, self._tables = ledger, tables
         self._max_message_bytes = max_message_bytes
+        self._meter = meter
+        self._tables_made = made_at(tables)
+        self._commits, self._commit_seconds = 0, 0.0
         mark = ledger.directory / "at-work"
         try:
             self._at_work = AtWork(mark)
@@ -119,8 +138,8 @@ class Worker:
         self._counts: Counter[tuple[str, str, str]] = Counter()
         self._since = Counter(state.totals)  # for the lines about how it goes
         self._stored_at = self._said_at = self._tables_at = self._took_at = self._looked
-        self._for_output = Wait("the output: what is owed has reached its limit")
-        self._for_room = Wait("room on the disk of the ledger, and takes no more until then")
+        self._for_output = Wait("the output")
+        self._for_room = Wait("room on the disk of the ledger")
 
     @property
     def state(self) -> State:
@@ -134,6 +153,7 @@ class Worker:
         gc.disable()  # Flows hold no cycles; looking for some among a million held flows would stop everything for a second.
         state = self._ledger.state
         log.info("works", held=len(state.held), owed=len(state.outbox), keys=state.keys, suspects=len(self._at_work.suspects))
+        self._tell()
         stored = True
         while stored and not stop():
             stored = self._turn(stop)
@@ -155,6 +175,8 @@ class Worker:
                 return
             self._hand_out()
             self._gather(0 if rows else WAIT_S)
+            if self._meter.is_due(self._looked):
+                self._tell()
             if not rows and not self._ledger.state.outbox and not self._done and not self._letters:
                 return
 
@@ -215,7 +237,7 @@ class Worker:
 
     def _receive(self) -> list[Delivery]:
         if self._is_full():
-            self._for_output.goes_on()
+            self._for_output.goes_on("what is owed has reached its limit")
             if self._looked - self._took_at > PAUSE_S:
                 self._source.pause()
             self._source.turn(SHORT_WAIT_S)
@@ -294,6 +316,7 @@ class Worker:
         changes = stitching.changes() if stitching is not None else None
         record = ledger.encode(Commit(keys, changes, rows, letters, done, counts, self._arrival, self._worked))
         while True:
+            began = time.perf_counter()
             try:
                 ledger.write(record)
                 break
@@ -303,8 +326,11 @@ class Worker:
                     return False
                 self._source.turn(WAIT_S)
                 self._gather(WAIT_S)
-                self._at_work.alive()
+                if self._meter.is_due(time.monotonic()):
+                    self._meter.alive()  # The totals count what is not stored yet.
                 self._looked = time.monotonic()  # The arrival clock stands still.
+        self._commits += 1
+        self._commit_seconds += time.perf_counter() - began
         self._for_room.is_over()
         self._stored_at = self._looked
         self._to_send.extend(range(first, ledger.state.next))
@@ -348,7 +374,12 @@ class Worker:
         self._outgoing[self._batches] = Outgoing(numbers, chain.dead, chain.settle())
         self._on_the_way += len(numbers)
         chain.dead = before
-        self._sink.write(self._batches, flows)
+        if self._batches % SAMPLED:
+            self._sink.write(self._batches, flows)
+        else:
+            began = time.perf_counter()
+            self._sink.write(self._batches, flows)
+            chain.took(OUTPUT, time.perf_counter() - began, len(flows))
 
     def _gather(self, seconds: float) -> None:
         """Takes note of what the output and the keeper of dead letters confirmed."""
@@ -356,7 +387,7 @@ class Worker:
             rows, letters, counts = self._outgoing.pop(batch)
             self._on_the_way -= len(rows)
             for flow, reason in refusals:
-                self._chain.refuse("99_output", reason, flow, self._source.name)
+                self._chain.refuse(OUTPUT, reason, flow, self._source.name)
             self._done += rows
             self._letters += letters
             self._counts += counts
@@ -368,7 +399,8 @@ class Worker:
 
     def _look_after(self) -> None:
         """What is to be done now and then."""
-        self._at_work.alive()
+        if self._meter.is_due(self._looked):
+            self._tell()
         if self._looked - self._tables_at > TABLES_S:
             self._tables_at = self._looked
             self._exchange_tables()
@@ -392,6 +424,30 @@ class Worker:
         else:
             log.info("lookup tables were exchanged")
         self._tables = changed
+        self._tables_made = made_at(changed)
+
+    def _tell(self) -> None:
+        """The numbers of now, for metrics and health."""
+        state, stitching, runs = self._ledger.state, self._chain.stitching, self._chain.steps.runs
+        newest_end = getattr(stitching, "newest_end", -math.inf)
+        self._meter.tell(
+            Reading(
+                totals=dict(state.totals),
+                connected=self._source.connected,
+                held=len(state.held) if stitching is not None else None,
+                outbox_rows=len(state.outbox),
+                outbox_bytes=state.owed_bytes,
+                keys=state.keys if self._ledger.durable else None,
+                keys_ratio=self._ledger.keys_full if self._ledger.durable else None,
+                queue_messages=self._source.waiting,
+                newest_end=newest_end if newest_end > -math.inf else None,
+                stitching=stitching.counts() if stitching is not None else {},
+                ends=(2 * self._chain.enriched, runs[0].misses) if runs else None,
+                commits=(self._commits, self._commit_seconds) if self._ledger.durable else None,
+                sampled=dict(self._chain.timed),
+                tables=self._tables_made,
+            )
+        )
 
     def _say(self) -> None:
         """How it goes: what was counted since the last line, and what is held and owed now."""

@@ -44,6 +44,10 @@ class QueueSource:
     def connected(self) -> bool:
         return self._consumer.connected
 
+    @property
+    def waiting(self) -> int | None:
+        return self._consumer.waiting
+
     def receive(self, seconds: float) -> list[Delivery]:
         return self._consumer.receive(seconds)
 

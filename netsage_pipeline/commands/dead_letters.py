@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 
 import click
 import orjson
-import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 from tqdm import tqdm
 
 from netsage_pipeline import log
 from netsage_pipeline.amqp import Publisher
-from netsage_pipeline.brokers import Server, reason_of, servers
+from netsage_pipeline.brokers import connected, reason_of, servers
 from netsage_pipeline.commands.publish import input_of, interruptible
 from netsage_pipeline.commands.run import level
 from netsage_pipeline.deadletters import DECODE, body_of, is_envelope
@@ -128,7 +127,7 @@ def _queue(conf: Path | None) -> Iterator[tuple[BlockingChannel, Any]]:
         brokers = servers(config)
     connection = None
     try:
-        connection = _connected(brokers)
+        connection = connected(brokers)
         yield connection.channel(), config
     except AMQPError as error:
         if isinstance(error, ChannelClosedByBroker) and error.reply_code == 404:
@@ -139,14 +138,6 @@ def _queue(conf: Path | None) -> Iterator[tuple[BlockingChannel, Any]]:
     finally:
         if connection is not None and connection.is_open:
             connection.close()
-
-
-def _connected(brokers: list[Server]) -> pika.BlockingConnection:
-    """A connection to the first broker of the list that answers."""
-    for each in brokers[:-1]:
-        with contextlib.suppress(AMQPError):
-            return pika.BlockingConnection(each.parameters)
-    return pika.BlockingConnection(brokers[-1].parameters)
 
 
 def _letters(channel: BlockingChannel, queue: str, stage: str | None, reason: str | None, letter_id: str | None) -> Iterator[Letter]:
