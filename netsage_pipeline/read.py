@@ -127,19 +127,25 @@ def _dump(path: Path) -> Dump:
 
 
 def captured(path: Path) -> float:
-    """When a file was captured, unix seconds: YYYYMMDDhhmm[ss] in its name, else the start of its first flow, else inf."""
-    stamp = _STAMP.search(path.name)
-    if stamp:
-        try:
-            return float(calendar.timegm(time.strptime(stamp[1] + (stamp[2] or "00"), "%Y%m%d%H%M%S")))
-        except ValueError:
-            pass
+    """When a file was captured, unix seconds: what its name says, else the start of its first flow, else inf."""
+    stamp = stamped(path.name)
+    if stamp is not None:
+        return stamp
     with contextlib.suppress(DumpError):
         for message in islice(messages(Dump(path, 0, 0), None, Counter()), 100):
             start = _start(message.body)
             if start is not None:
                 return start
     return float("inf")
+
+
+def stamped(name: str) -> float | None:
+    """The time in the name of a file, YYYYMMDDhhmm[ss] taken as UTC, unix seconds; None if there is none."""
+    stamp = _STAMP.search(name)
+    with contextlib.suppress(ValueError):
+        if stamp:
+            return float(calendar.timegm(time.strptime(stamp[1] + (stamp[2] or "00"), "%Y%m%d%H%M%S")))
+    return None
 
 
 def _start(body: bytes) -> float | None:

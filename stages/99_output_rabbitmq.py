@@ -19,7 +19,7 @@ from netsage_pipeline.amqp import Publisher
 from netsage_pipeline.brokers import Broker, servers
 from netsage_pipeline.config import Output
 from netsage_pipeline.documents import document_id, identity
-from netsage_pipeline.flow import Flow, Refusal, Stored
+from netsage_pipeline.flow import Delivery, Flow, Refusal, Stored
 from netsage_pipeline.jsonvalues import fault
 
 
@@ -61,6 +61,13 @@ class RabbitSink:
         self._open[batch] = len(messages)
         for body, known_as in messages:
             self._link.publish(batch, self._exchange, self._key, body, known_as)
+
+    def pass_on(self, batch: int, deliveries: list[Delivery]) -> None:
+        """Messages as they came, one out for each one in, under the same ids."""
+        self._batches[batch] = Stored(batch, len(deliveries), [])
+        self._open[batch] = len(deliveries)
+        for body, message_id, _ in deliveries:
+            self._link.publish(batch, self._exchange, self._key, body, message_id)
 
     def stored(self, seconds: float = 0) -> list[Stored]:
         until = time.monotonic() + seconds

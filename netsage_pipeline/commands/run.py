@@ -20,7 +20,9 @@ from netsage_pipeline.compose import Configured
 from netsage_pipeline.config import Input, SettingsError
 from netsage_pipeline.flow import Now
 from netsage_pipeline.ledger import Ledger, LedgerError
+from netsage_pipeline.metrics import Meter
 from netsage_pipeline.options import conf_option, field_table, opened, refuse_full_addresses, stages_of, stages_option
+from netsage_pipeline.relay import PassesOn, Relay
 from netsage_pipeline.run import Worker
 from netsage_pipeline.terminal import INTERRUPTED, NOTHING_READ, refusing_settings, tell
 from netsage_pipeline.transit import Transit
@@ -41,8 +43,10 @@ def run(conf: Path | None, directory: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def working(conf: Path | None, directory: Path | None, *, restarts: bool = True) -> Iterator[Worker]:
-    """A worker with its ledger, input and output open. SettingsError, LedgerError.
+def working(conf: Path | None, directory: Path | None, *, restarts: bool = True) -> Iterator[Worker | Any]:
+    """A worker with its ledger, input and output open, or a relay where there are no stages and messages can be passed on as they are.
+
+    SettingsError, LedgerError.
 
     restarts   whether another one may be started after it with the same output
     """
@@ -67,7 +71,13 @@ def working(conf: Path | None, directory: Path | None, *, restarts: bool = True)
         open_ones.callback(taking.close)
         giving = sink.file.open_sink(sink.config, partial(field_table, directory))
         open_ones.callback(giving.close)
-        yield Worker(chain, now, taking, giving, ledger, tables, settings.max_message_bytes)
+        meter = Meter(settings.metrics if restarts else "", settings.state)
+        open_ones.callback(meter.close)
+        is_empty = not any(stage.config.enabled and not stage.file.is_io for stage in stages)
+        if restarts and is_empty and isinstance(giving, PassesOn):
+            yield Relay(taking, giving, meter)
+        else:
+            yield Worker(chain, now, taking, giving, ledger, tables, settings.max_message_bytes, meter)
 
 
 def the(stages: list[Configured], factory: str) -> Configured:

@@ -99,23 +99,36 @@ def ipfix(flows: Sequence[Sent]) -> list[bytes]:
     return _datagrams(flows, datagram)
 
 
-def collect(directory: Path, datagrams: Iterable[bytes], stop: signal.Signals = signal.SIGTERM) -> Path:
-    """The file that a real nfcapd writes when it is sent these, and then stopped. Linux: uses /proc/net/udp."""
+def collect(
+    directory: Path,
+    datagrams: Iterable[bytes],
+    stop: signal.Signals = signal.SIGTERM,
+    *,
+    program: str = "nfcapd",
+    sources: Sequence[str] = ("127.0.0.1",),
+) -> Path:
+    """The file that a real nfcapd, or sfcapd, writes when it is sent these, and then stopped. Linux: uses /proc/net/udp.
+
+    sources   addresses of exporters, each of which sends all of it
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
         exporter.bind(("127.0.0.1", 0))
         port = exporter.getsockname()[1]
-    command = ["nfcapd", "-w", str(directory), "-b", "127.0.0.1", "-p", str(port), "-t", "86400", "-B", "1000000"]
+    command = [program, "-w", str(directory), "-b", "127.0.0.1", "-p", str(port), "-t", "86400", "-B", "1000000"]
     with (
         (directory / "log").open("wb") as log,
         subprocess.Popen(command, stdout=log, stderr=log) as nfcapd,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter,
     ):
         try:
             _wait(lambda: _unread(port) is not None, nfcapd)
-            for datagram in datagrams:
-                exporter.sendto(datagram, ("127.0.0.1", port))
-                _wait(lambda: (_unread(port) or 0) < 100_000, nfcapd)
+            sent = list(datagrams)
+            for source in sources:
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
+                    exporter.bind((source, 0))
+                    for datagram in sent:
+                        exporter.sendto(datagram, ("127.0.0.1", port))
+                        _wait(lambda: (_unread(port) or 0) < 100_000, nfcapd)
             _wait(lambda: _unread(port) == 0, nfcapd)
         finally:
             # At SIGTERM nfcapd finishes the datagram at hand and closes its file.

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,14 +84,23 @@ class Process:
     """A worker, or another command on its ledger. Its output goes to a file."""
 
     def __init__(
-        self, environment: Mapping[str, str], log: Path, *command: str, point: str = "", nth: int = 1, report: Path = Path()
+        self,
+        environment: Mapping[str, str],
+        log: Path,
+        *command: str,
+        point: str = "",
+        nth: int = 1,
+        report: Path = Path(),
+        module: str = "tests.services.worker",
+        before: Sequence[str] = (),
     ) -> None:
+        """module: the program that knows the point; before: what stands before its command line."""
         self.point, self.log = point, log
         self.window = WINDOW if point else REAL_WINDOW
         self.started = time.time()
-        words = [sys.executable, "-m", "tests.services.worker", point, str(nth), str(report)] if point else [str(COMMAND)]
+        words = [sys.executable, "-m", module, point, str(nth), str(report)] if point else [str(COMMAND)]
         with log.open("wb") as output:
-            self._process = subprocess.Popen([*words, *command], cwd=ROOT, env=environment, stdout=output, stderr=output)
+            self._process = subprocess.Popen([*before, *words, *command], cwd=ROOT, env=environment, stdout=output, stderr=output)
 
     def lasts(self, seconds: float) -> bool:
         """Whether it still runs after so many seconds."""
