@@ -1,4 +1,4 @@
-"""Writes docs/stages.md, docs/fields.md and docs/settings.md from the stage files and the field table.
+"""Writes docs/stages.md, docs/fields.md, docs/settings.md, docs/metrics.md and docs/commands.md from the code.
 
     python docs/generate.py [DIRECTORY]
 
@@ -7,14 +7,20 @@ tests/test_docs.py fails when the pages in docs/ are not what this writes.
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+
 from netsage_pipeline import folders, stagefile
+from netsage_pipeline.cli import main as main_command
 from netsage_pipeline.compose import Configured, configured
 from netsage_pipeline.config import shown
 from netsage_pipeline.fields import EXPORTED, STORED, TSTAT, TYPES, written
+from netsage_pipeline.metrics import EVERY_S, METRICS, SERIES
 from netsage_pipeline.templates import MAPPED
 
 GENERATED = "<!-- Written by docs/generate.py; do not edit. -->"
@@ -74,7 +80,56 @@ def settings_page() -> Iterator[str]:
                 yield f"| {name} | `{setting}` | {default} | {(field.description or '').replace('|', '/')} |"
 
 
-PAGES = {"stages.md": stages_page, "fields.md": fields_page, "settings.md": settings_page}
+def metrics_page() -> Iterator[str]:
+    yield "# Metrics"
+    yield GENERATED
+    yield "\nEvery process that `netsage-pipeline run` starts serves them for Prometheus, at the address of its setting `metrics`: the"
+    yield "worker at `http://127.0.0.1:9751/metrics`, the sink at port 9752, the importer at 9753. A metric for which a chain has nothing"
+    yield f"is not shown. Numbers are read from the loop every {EVERY_S:g} s; a scrape never waits for it. Of a metric there are at most"
+    yield f"{SERIES} series; what is beyond is one of them, all labels of which are `other`. Addresses in labels are masked. Those of the"
+    yield "process are there too (`process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_start_time_seconds`, …).\n"
+    yield "| metric | type | labels | meaning |\n|---|---|---|---|"
+    for name, (kind, labels, meaning) in METRICS.items():
+        yield f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {meaning} |"
+
+
+def commands_page() -> Iterator[str]:
+    yield "# Commands"
+    yield GENERATED
+    yield "\nEvery command has `--help`. What one needs stands in capitals, what may be left out in brackets."
+    yield from _commands(main_command, click.Context(main_command, info_name="netsage-pipeline"))
+
+
+def _commands(command: click.Command, context: click.Context) -> Iterator[str]:
+    """The sections of a command and of those below it."""
+    yield f"\n## {context.command_path}\n"
+    yield f"    {' '.join([context.command_path, *command.collect_usage_pieces(context)])}\n"
+    yield inspect.cleandoc(command.help or "")
+    options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
+    if options:
+        yield "\n| option | default | meaning |\n|---|---|---|"
+        for option in options:
+            usage, help_text = (text.replace("|", "\\|") for text in option.get_help_record(context) or ("", ""))
+            meaning, _, extra = help_text.removesuffix("]").partition("  [")
+            default, required, limits = (
+                found[1] if (found := re.search(pattern, extra)) else ""
+                for pattern in (r"default: ([^;]+)", "(required)", r"(\S*x[<>]\S*)")
+            )
+            yield f"| `{usage}` | {f'`{default}`' if default else required} | {meaning}{limits and f' ({limits})'} |"
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from _commands(below, click.Context(below, info_name=name, parent=context))
+
+
+PAGES = {
+    "stages.md": stages_page,
+    "fields.md": fields_page,
+    "settings.md": settings_page,
+    "metrics.md": metrics_page,
+    "commands.md": commands_page,
+}
 
 
 def main() -> None:

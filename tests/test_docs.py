@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from netsage_pipeline import folders
@@ -23,7 +24,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("page", ["stages.md", "fields.md", "settings.md"])
+@pytest.mark.parametrize("page", ["stages.md", "fields.md", "settings.md", "metrics.md", "commands.md"])
 def test_a_generated_page_is_not_stale(page: str, written: Path) -> None:
     assert (ROOT / "docs" / page).read_text() == (written / page).read_text(), "run: make docs"
 
@@ -32,6 +33,25 @@ def test_a_generated_page_is_not_stale(page: str, written: Path) -> None:
 def test_every_setting_of_a_stage_has_a_meaning(name: str) -> None:
     fields = find([folders.shipped("stages")])[name].module.Config.model_fields
     assert [setting for setting, field in fields.items() if not field.description] == []
+
+
+def test_every_command_and_option_is_on_the_page_of_commands(written: Path) -> None:
+    sections = re.split(r"^## ", (written / "commands.md").read_text(), flags=re.MULTILINE)[1:]
+    page = {section.partition("\n")[0]: section for section in sections}
+    waiting: list[tuple[str, click.Command]] = [("netsage-pipeline", main)]
+    names = []
+    for path, command in waiting:
+        names.append(path)
+        waiting += [(f"{path} {name}", below) for name, below in getattr(command, "commands", {}).items()]
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help is not None, (path, option.name)
+                row = next(line for line in page[path].splitlines() if line.startswith(f"| `{option.opts[0]}"))
+                if isinstance(option.default, str | int) and option.default != "" and not option.is_flag:
+                    assert f"| `{option.default}` |" in row or "the default" in row, (path, option.name)
+    assert sorted(page) == sorted(names)
+    assert "| `--clock [event\\|arrival]` | `event` | What stitching goes by |" in page["netsage-pipeline replay"]
+    assert "| `--prefix TEXT` | required |" in page["netsage-pipeline retain"]
 
 
 def test_the_readme_names_only_commands_and_options_that_there_are() -> None:

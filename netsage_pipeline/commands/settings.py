@@ -1,4 +1,4 @@
-"""check, stages, config: what runs, with which settings, and what is wrong with them."""
+"""check, config: which settings are in effect, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -40,20 +40,6 @@ def check(conf: Path | None, directory: Path | None) -> None:
     running = sum(stage.config.enabled for stage in stages)
     opened_tables = len(tables.opened) - len(tables.missing)
     say(f"{len(stages)} settings files, {running} stages run, {opened_tables} tables opened, {len(tables.missing)} missing: no errors")
-
-
-@click.command()
-@conf_option
-@stages_option
-def stages(conf: Path | None, directory: Path | None) -> None:
-    """Show the chain in order: file, enabled, what each stage reads and writes."""
-    with refusing_settings():
-        chain = stages_of(conf, directory)
-    for stage in chain:
-        kind = {"stage": "flow", "end": "end", "source": "input", "sink": "output"}[stage.file.factory]
-        say(f"{stage.name:<22} {'on ' if stage.config.enabled else 'off'}  {kind:<6}  {stage.file.path}")
-        say(f"    reads   {', '.join(stage.file.reads) or 'nothing'}")
-        say(f"    writes  {', '.join(stage.file.writes) or 'nothing'}")
 
 
 @click.command("config")
