@@ -7,15 +7,18 @@ import click
 from netsage_pipeline import __version__
 from netsage_pipeline.commands.dead_letters import dead_letters
 from netsage_pipeline.commands.demo import run_demo
+from netsage_pipeline.commands.doctor import doctor
 from netsage_pipeline.commands.dump import dump_records
 from netsage_pipeline.commands.fields import show_fields
+from netsage_pipeline.commands.health import health
 from netsage_pipeline.commands.ledger import ledger_commands
 from netsage_pipeline.commands.lookups import lookups
 from netsage_pipeline.commands.publish import publish_dumps
 from netsage_pipeline.commands.replay import replay
 from netsage_pipeline.commands.retain import retain
 from netsage_pipeline.commands.run import run
-from netsage_pipeline.commands.settings import check, show_config, stages
+from netsage_pipeline.commands.settings import check, show_config
+from netsage_pipeline.commands.stages import stages
 
 EPILOG = """\b
 Examples:
@@ -28,13 +31,20 @@ Examples:
   netsage-pipeline publish /data/nfcapd/2026/11 --sensor campus-border --rate 50000
   netsage-pipeline dump --from 2026-11-01 --to 2026-12-01 --query 'meta.dst_asn:64500' --out november.ndjson
   netsage-pipeline retain --prefix om-ns-netsage --older-than 30d --dry-run
+  netsage-pipeline doctor
+  netsage-pipeline health --conf /etc/netsage/conf.d/sink --ready
   netsage-pipeline dead-letters list
   netsage-pipeline dead-letters replay --stage 50_asn
   netsage-pipeline ledger show
   netsage-pipeline check --conf /etc/netsage/conf.d
   netsage-pipeline stages --stages /etc/netsage/stages
+  netsage-pipeline stages new 65_campus --end
+  netsage-pipeline stages try 65_campus --stages my-stages --conf my-conf.d < flow.json
   netsage-pipeline config 40_aggregation
   netsage-pipeline fields --template --prefix om-ns-netsage
+  netsage-pipeline lookups update --every 24
+  netsage-pipeline lookups info
+  netsage-pipeline lookups build scireg scireg.json
   netsage-pipeline lookups convert networkA-members-list.rb
   netsage-pipeline lookups show 198.51.100.7
 
@@ -51,6 +61,8 @@ def main() -> None:
 
 for command in (
     run,
+    health,
+    doctor,
     publish_dumps,
     replay,
     dump_records,

@@ -1,9 +1,10 @@
-"""The demo: the shipped dump through all stages, and three tables of what was in it."""
+"""The demo: the shipped dump through all stages, and three tables of what was in it; or its flows for ever, as if they were of now."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +12,10 @@ import orjson
 
 from netsage_pipeline.compose import Configured
 from netsage_pipeline.flow import Flow, Sink, Stored
+from netsage_pipeline.read import Dump
+
+#: Seconds of traffic in a capture file.
+CAPTURE_S = 300
 
 
 def now(directory: Path) -> float:
@@ -21,6 +26,32 @@ def now(directory: Path) -> float:
 def all_on(stages: list[Configured]) -> list[Configured]:
     """The stages, those that ship switched off switched on."""
     return [stage._replace(config=stage.config.model_copy(update={"enabled": True})) for stage in stages]
+
+
+def rounds(dumps: list[Dump], begin: float) -> Iterator[tuple[float, float, Dump]]:
+    """The files over and over: when one is complete, by how many seconds its flows are moved, and which one.
+
+    The first round is complete at `begin`, in unix seconds.
+    """
+    first = min(dump.captured for dump in dumps)
+    length = max(dump.captured for dump in dumps) + CAPTURE_S - first
+    for number in count():
+        by = begin - first + (number - 1) * length
+        for dump in dumps:
+            yield dump.captured + CAPTURE_S + by, by, dump
+
+
+def moved(body: bytes, seconds: float) -> bytes:
+    """A message with the times of its flows moved. What is no flow stays, to become a dead letter."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body
+    for flow in value if isinstance(value, list) else [value]:
+        for name in ("start", "end"):
+            if isinstance(flow, dict) and isinstance(flow.get(name), int | float):
+                flow[name] = round(flow[name] + seconds, 3)
+    return orjson.dumps(value)
 
 
 T = TypeVar("T", str, tuple[str, str])

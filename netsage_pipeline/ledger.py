@@ -549,7 +549,7 @@ def locked(directory: Path) -> int:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
-        raise LedgerError(f"{directory}: cannot be used for the ledger: {error.strerror}: NETSAGE_STATE names another directory") from None
+        raise LedgerError(f"{directory}: cannot be used for its state: {error.strerror}: name another directory (state)") from None
     for _ in range(10):  # `holder` may have it for a moment.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -560,7 +560,7 @@ def locked(directory: Path) -> int:
         pid = os.pread(lock, 20, 0).decode().strip() or "unknown"
         os.close(lock)
         raise LedgerError(
-            f"{directory}: this ledger is in use by process {pid}: a ledger belongs to one worker; give another one another NETSAGE_STATE"
+            f"{directory}: is in use by process {pid}: it belongs to one process; give another one a directory of its own (state)"
         )
     with contextlib.suppress(OSError):  # No room: `holder` does without.
         os.ftruncate(lock, 0)

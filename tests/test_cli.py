@@ -463,7 +463,22 @@ def test_the_version_is_told() -> None:
     assert run("--version").out.decode().strip().endswith(__version__)
 
 
-@pytest.mark.parametrize("command", ["", "replay", "check", "stages", "config", "lookups", "lookups convert", "lookups show"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "replay",
+        "check",
+        "stages",
+        "config",
+        "lookups",
+        "lookups update",
+        "lookups info",
+        "lookups build scireg",
+        "lookups convert",
+        "lookups show",
+    ],
+)
 def test_every_command_explains_itself(command: str) -> None:
     outcome = run(*command.split(), "--help")
     assert outcome.code == 0

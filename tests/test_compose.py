@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -17,13 +22,20 @@ TEXT = "\n".join(line for line in (TOP / "docker-compose.yml").read_text("utf-8"
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 WORKER = SERVICES["worker"]
 
-#: Service of ours → its chain, the variable with its directory, and what else it mounts.
-OURS = {"worker": ("conf.d", "NETSAGE_STATE", ["NETSAGE_LOOKUPS"]), "sink": ("conf.d/sink", "NETSAGE_SINK_STATE", [])}
+#: Service of ours with a chain → its directory, the variable with the directory of its state, and those of what else it mounts.
+CHAINS = {
+    "worker": ("conf.d", "NETSAGE_STATE", ["NETSAGE_LOOKUPS"]),
+    "sink": ("conf.d/sink", "NETSAGE_SINK_STATE", []),
+    "importer": ("conf.d/import", "NETSAGE_IMPORT_STATE", ["NETSAGE_NFCAPD_DIR"]),
+}
+
+#: All of ours.
+OURS = [*CHAINS, "tables", "generator", "netflow-collector", "sflow-collector"]
 DOCKERFILE = (TOP / "Dockerfile").read_text("utf-8")
 RUNTIME = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
 
-#: Variables that neither the settings nor docker-compose.yml give a default: the code does, or nobody (the password).
-BY_CODE = {"NETSAGE_LOG_LEVEL": "info", "NETSAGE_LOOKUPS": str(folders.tables()), "NETSAGE_RABBITMQ_PASSWORD": ""}
+#: Variables that neither the settings nor docker-compose.yml give a default: the code does.
+BY_CODE = {"NETSAGE_LOG_LEVEL": "info", "NETSAGE_LOOKUPS": str(folders.tables())}
 
 _WITH_DEFAULT = re.compile(r"\$\{(NETSAGE_[A-Z_]+):-([^{}$]*)\}")
 
@@ -69,39 +81,58 @@ def test_every_variable_in_env_example_has_a_meaning() -> None:
             assert re.match(r"# [A-Z]", block[0]), block
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*CHAINS, "tables"])
 def test_every_variable_of_its_settings_reaches_a_service_and_no_other(name: str) -> None:
-    chain, _, others = OURS[name]
+    chain, _, others = CHAINS.get(name, ("conf.d/lookups", "", ["NETSAGE_LOOKUPS"]))
     assert {*in_settings(chain), "NETSAGE_LOG_LEVEL", *others} == set(SERVICES[name]["environment"])
 
 
 def test_a_variable_that_is_handed_through_is_in_env_example() -> None:
-    assert all(set(SERVICES[name]["environment"]) <= set(in_env_example()) for name in OURS)
+    assert all(set(SERVICES[name].get("environment", {})) <= set(in_env_example()) for name in OURS)
+
+
+def test_the_file_is_one_of_compose() -> None:
+    """The schema is that of the Compose Specification (Apache-2.0), from compose-go 2.16.2."""
+    jsonschema.validate(COMPOSE, json.loads((TOP / "tests/data/compose-spec.json").read_text("utf-8")))
 
 
 def test_nothing_is_reachable_from_other_machines() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert ports
-    assert all(port.startswith("127.0.0.1:") and port.count(":") == 2 for port in ports)
+    assert all(port.replace("${NETSAGE_COLLECTOR_ADDRESS:-127.0.0.1}", "127.0.0.1").startswith("127.0.0.1:") for port in ports)
     assert all("network_mode" not in service and not service.get("privileged") for service in SERVICES.values())
+    assert "docker.sock" not in TEXT
 
 
-def test_the_password_of_the_broker_is_required_and_nobody_is_a_guest() -> None:
-    broker = SERVICES["rabbitmq"]["environment"]
-    assert broker["RABBITMQ_DEFAULT_PASS"].startswith("${NETSAGE_RABBITMQ_PASSWORD:?")
-    assert "NETSAGE_RABBITMQ_USER" in broker["RABBITMQ_DEFAULT_USER"]
+def test_passwords_are_in_files_that_make_secrets_makes_and_nobody_is_a_guest(tmp_path: Path) -> None:
+    files = {name: Path(secret["file"]) for name, secret in COMPOSE["secrets"].items()}
+    assert all(file == Path("secrets") / name for name, file in files.items())
+    shutil.copy(TOP / "Makefile", tmp_path)
+    for _ in range(2):  # The second time changes nothing.
+        subprocess.run(["make", "-s", "secrets"], cwd=tmp_path, check=True, timeout=60)
+    made = {path.name: path.read_text("utf-8") for path in (tmp_path / "secrets").iterdir()}
+    assert set(made) == set(files)
+    assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
+    password = re.fullmatch(r"default_user = netsage\ndefault_pass = ([0-9a-f]{48})\n", made["rabbitmq_user"])
+    assert password is not None
+    assert made["rabbitmq_url"] == f"amqp://netsage:{password[1]}@rabbitmq:5672/\n"
+    assert re.fullmatch("[0-9a-f]{48}", made["elasticsearch_password"])
+    assert len(set(made.values())) == len(made)
+    used = {
+        secret if isinstance(secret, str) else secret["source"] for service in SERVICES.values() for secret in service.get("secrets", [])
+    }
+    assert used == set(files)
     assert "guest" not in TEXT
+    assert not re.search(r"(PASSWORD|_PASS|KEY)\b(?!_)[^\n]*:-", TEXT), "a password with a default"
 
 
 def test_the_broker_keeps_its_data_under_a_name_that_stays() -> None:
     assert SERVICES["rabbitmq"]["hostname"] == "rabbitmq"
-    assert "@rabbitmq:5672/" in WORKER["environment"]["NETSAGE_RABBITMQ_URL"]
     assert targets(SERVICES["rabbitmq"])["/var/lib/rabbitmq"] in COMPOSE["volumes"]
 
 
-def test_elasticsearch_has_a_password_that_is_required_and_keeps_its_data() -> None:
+def test_elasticsearch_has_a_password_and_keeps_its_data() -> None:
     service = SERVICES["elasticsearch"]
-    assert service["environment"]["ELASTIC_PASSWORD"].startswith("${NETSAGE_ELASTICSEARCH_PASSWORD:?")
     assert "xpack.security.enabled" not in service["environment"]
     assert targets(service)["/usr/share/elasticsearch/data"] in COMPOSE["volumes"]
     assert "://elasticsearch:9200" in SERVICES["sink"]["environment"]["NETSAGE_ELASTICSEARCH_URL"]
@@ -114,7 +145,6 @@ def test_a_service_of_ours_may_do_nothing_but_its_work(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert "cap_add" not in service
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert len([volume for volume in service["volumes"] if not volume.endswith(":ro")]) == 1
     user = re.findall(r"^USER (\d+):(\d+)$", RUNTIME, re.MULTILINE)[-1]
     assert "0" not in user
     assert f"--uid {user[0]}" in RUNTIME
@@ -123,9 +153,26 @@ def test_a_service_of_ours_may_do_nothing_but_its_work(name: str) -> None:
 
 def test_a_service_of_ours_waits_for_healthy_servers_and_has_time_to_leave() -> None:
     healthy = {"condition": "service_healthy"}
-    assert WORKER["depends_on"] == {"rabbitmq": healthy}
-    assert SERVICES["sink"]["depends_on"] == {"rabbitmq": healthy, "elasticsearch": healthy}
+    assert all(SERVICES[name]["depends_on"] == {"rabbitmq": healthy} for name in ("worker", "importer", "generator"))
+    assert SERVICES["sink"]["depends_on"] == {"rabbitmq": healthy, "elasticsearch": {**healthy, "required": False}}
     assert all((SERVICES[name]["init"], SERVICES[name]["stop_grace_period"]) == (True, "30s") for name in OURS)
+
+
+def test_profiles_are_those_that_the_file_and_env_example_name() -> None:
+    profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", [])}
+    head = (TOP / "docker-compose.yml").read_text("utf-8").partition("\nname:")[0]
+    assert set(re.findall(r"^#     (\w+)   +\S", head, re.MULTILINE)) == profiles
+    [line] = re.findall(r"^COMPOSE_PROFILES=(.*)$", (TOP / "env.example").read_text("utf-8"), re.MULTILINE)
+    assert set(line.split(",")) <= profiles
+    up = re.findall(r"--profile (\w+)", (TOP / "Makefile").read_text("utf-8"))
+    assert set(up) <= profiles
+    assert [name for name, service in SERVICES.items() if not service.get("profiles")] == [
+        "rabbitmq",
+        "importer",
+        "worker",
+        "sink",
+        "tables",
+    ]
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -138,22 +185,31 @@ def test_each_service_is_watched_bounded_and_comes_back(name: str) -> None:
     assert set(service["logging"]["options"]) == {"max-size", "max-file"}
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", CHAINS)
 def test_each_path_inside_a_service_is_the_one_that_its_variable_names(name: str) -> None:
-    chain, state, others = OURS[name]
+    chain, state, others = CHAINS[name]
     environment, mounted = SERVICES[name]["environment"], targets(SERVICES[name])
     assert mounted[environment[state]] in COMPOSE["volumes"]
-    assert set(mounted) == {environment[state], *(environment[other] for other in others), "/etc/netsage/conf.d"}
+    assert set(mounted) >= {environment[state], *(environment[other] for other in others), "/etc/netsage/conf.d"}
     assert mounted["/etc/netsage/conf.d"] == "./conf.d"
-    assert SERVICES[name]["command"][-1] == f"/etc/netsage/{chain}"
-    assert f"{environment[state]}/at-work " in SERVICES[name]["healthcheck"]["test"][-1]
+    assert SERVICES[name]["command"] == ["run", "--conf", f"/etc/netsage/{chain}"]
+    assert SERVICES[name]["healthcheck"]["test"] == ["CMD", "netsage-pipeline", "health", "--conf", f"/etc/netsage/{chain}"]
     for variable in (state, *others):
         assert f"{variable}={environment[variable]}" in RUNTIME
         assert environment[variable] in RUNTIME.partition("ENV ")[0]
 
 
+def test_a_chain_serves_its_metrics_where_prometheus_asks_for_them() -> None:
+    asked = yaml.safe_load((TOP / "grafana/prometheus.yml").read_text("utf-8"))["scrape_configs"][0]["static_configs"]
+    served = []
+    for name in CHAINS:
+        [address] = [str(value) for variable, value in SERVICES[name]["environment"].items() if variable.endswith("METRICS")]
+        served.append(f"{name}:{address.rpartition(':')[2].rstrip('}')}")
+    assert sorted(target for each in asked for target in each["targets"]) == sorted(served)
+
+
 def test_every_volume_is_used() -> None:
-    used = {source for service in SERVICES.values() for source in targets(service).values()}
+    used = {source for service in SERVICES.values() for source in (targets(service) if "volumes" in service else {}).values()}
     assert set(COMPOSE["volumes"]) <= used
 
 

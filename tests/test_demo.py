@@ -6,17 +6,18 @@ import json
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from netsage_pipeline import folders, stagefile
+from netsage_pipeline import demo, folders, stagefile
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import configured
 from netsage_pipeline.flow import Flow, Now
-from netsage_pipeline.read import find
+from netsage_pipeline.read import Dump, find
 from netsage_pipeline.replay import Replay, Summary
 from netsage_pipeline.tables import Tables
 
@@ -175,3 +176,21 @@ def test_make_writes_the_shipped_files_again(tmp_path: Path) -> None:
         assert made == shipped
         for path in made:
             assert (tmp_path / path).read_bytes() == (DEMO / path).read_bytes(), path
+
+
+def test_live_the_files_come_over_and_over_and_end_now() -> None:
+    dumps = [Dump(Path(f"{captured}"), captured, 1) for captured in (600.0, 600.0, 900.0)]
+    found = list(islice(demo.rounds(dumps, 10_000), 9))
+    assert [(due, by) for due, by, _ in found] == [
+        *[(9_700, 8_800), (9_700, 8_800), (10_000, 8_800)],
+        *[(10_300, 9_400), (10_300, 9_400), (10_600, 9_400)],
+        *[(10_900, 10_000), (10_900, 10_000), (11_200, 10_000)],
+    ]
+    assert [dump for _, _, dump in found] == dumps * 3
+
+
+def test_live_only_the_times_of_flows_are_moved() -> None:
+    given = b'[{"start":1605009652.494,"end":1605009660,"a":1},{"start":"x"},3]'
+    assert orjson.loads(demo.moved(given, 300)) == [{"start": 1605009952.494, "end": 1605009960, "a": 1}, {"start": "x"}, 3]
+    assert demo.moved(b'{"end": 1.5}', 0.25) == b'{"end":1.75}'
+    assert demo.moved(b"no json", 300) == b"no json"

@@ -737,8 +737,7 @@ def test_a_second_worker_is_refused_and_told_which_process_it_is(tmp_path: Path)
     with pytest.raises(LedgerError) as caught:
         Ledger(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: this ledger is in use by process {os.getpid()}: a ledger belongs to one worker; "
-        "give another one another NETSAGE_STATE"
+        f"{tmp_path}: is in use by process {os.getpid()}: it belongs to one process; give another one a directory of its own (state)"
     )
     ledger.close()
     assert holder(tmp_path) == ""
@@ -776,7 +775,7 @@ def test_a_directory_that_cannot_be_used_is_named_in_one_line(tmp_path: Path) ->
     ):
         with pytest.raises(LedgerError) as caught:
             Ledger(directory)
-        assert str(caught.value) == f"{directory}: cannot be used for the ledger: {fault}: NETSAGE_STATE names another directory"
+        assert str(caught.value) == f"{directory}: cannot be used for its state: {fault}: name another directory (state)"
 
 
 def test_nobody_else_can_read_the_ledger(tmp_path: Path) -> None:

@@ -217,8 +217,8 @@ def test_while_a_worker_runs_show_shows_and_everything_else_is_refused(state: Pa
         [line] = [line for line in refused.err.splitlines() if "no such table" not in line]
         assert refused.code == 1
         assert line == (
-            f"{state}: this ledger is in use by process {worker.process.pid}: "
-            "a ledger belongs to one worker; give another one another NETSAGE_STATE"
+            f"{state}: is in use by process {worker.process.pid}: "
+            "it belongs to one process; give another one a directory of its own (state)"
         )
         assert not refused.out
     assert worker.process.poll() is None
@@ -376,8 +376,8 @@ def test_a_state_that_is_a_file_or_cannot_be_written_is_named_in_a_line(tmp_path
         outcome = command(*words, state=state)
         [line] = [line for line in outcome.err.splitlines() if "no such table" not in line]
         assert outcome.code == 1
-        assert line.startswith(f"{state}: {'cannot be used for the ledger: ' if words == ('run',) else 'there is no ledger: '}")
-        assert "NETSAGE_STATE" in line
+        assert line.startswith(f"{state}: {'cannot be used for its state: ' if words == ('run',) else 'there is no ledger: '}")
+        assert ("name another directory (state)" if words == ("run",) else "NETSAGE_STATE") in line
 
 
 def test_whoever_may_not_write_the_ledger_is_told_so() -> None:
@@ -401,13 +401,13 @@ main()
         done = subprocess.run([sys.executable, "-c", program, "run"], env=around, capture_output=True, text=True, check=False, timeout=60)
         [line] = [line for line in done.stderr.splitlines() if "no such table" not in line]
         assert done.returncode == 1, done.stderr
-        assert line == f"{directory / 'state'}: cannot be used for the ledger: Permission denied: NETSAGE_STATE names another directory"
+        assert line == f"{directory / 'state'}: cannot be used for its state: Permission denied: name another directory (state)"
 
 
 @pytest.mark.parametrize("words", [("run",), ("ledger", "drain")], ids=lambda words: words[-1])
 def test_a_mark_of_what_is_at_work_that_cannot_be_written_is_named_in_a_line(state: Path, words: tuple[str, ...]) -> None:
     (state / "at-work").mkdir()
-    outcome = command(*words, state=state)
+    outcome = command(*words, state=state, NETSAGE_LOG_LEVEL="warning")
     [line] = [line for line in outcome.err.splitlines() if "no such table" not in line]
     assert outcome.code == 1
     assert line.startswith(f"{state / 'at-work'}: cannot be written: Is a directory")

@@ -38,6 +38,8 @@ class Pipeline:
             "NETSAGE_OUTPUT_EXCHANGE": self.exchange,
             "NETSAGE_OUTPUT_KEY": self.output,
             "NETSAGE_STATE": str(self.ledger),
+            "NETSAGE_METRICS": "127.0.0.1:0",
+            "NETSAGE_SINK_METRICS": "127.0.0.1:0",
             **environment,
         }
         self._lookups = lookups

@@ -82,6 +82,7 @@ def test_on_a_full_disk_it_waits_and_nothing_is_lost_or_counted_twice(run: Piped
     assert worker.resident - first < 50_000_000
     [said] = worker.says("waits for")
     assert (said["level"], "No space left" in said["reason"]) == ("warning", True)
+    assert "alive, not ready: waits for room on the disk of the ledger: " in run.command("health").out.decode()
 
     # Told to stop in that state, and started again in it.
     worker.tell(signal.SIGTERM)

@@ -1,0 +1,50 @@
+"""systemd/: what the units say is what the commands and the settings take."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from netsage_pipeline.cli import main
+from tests.test_compose import SERVICES, in_env_example
+
+UNITS = sorted((Path(__file__).parent.parent / "systemd").glob("*.service"))
+
+#: Unit → the service of docker-compose.yml that is the same.
+SAME = {f"netsage-{name}": name for name in ("worker", "sink", "importer", "tables")}
+
+
+def of(unit: Path, key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", unit.read_text("utf-8"), re.MULTILINE)
+
+
+def test_there_is_a_unit_for_each_service_of_ours() -> None:
+    assert {unit.stem for unit in UNITS} == set(SAME)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_a_unit_runs_what_its_container_runs(unit: Path) -> None:
+    service = SERVICES[SAME[unit.stem]]
+    [command] = of(unit, "ExecStart")
+    assert command.split() == ["/opt/netsage/bin/netsage-pipeline", *service["command"]]
+    assert CliRunner().invoke(main, [*service["command"], "--help"]).exit_code == 0
+    secrets = {each.partition(":")[0]: each.partition(":")[2] for each in of(unit, "LoadCredential")}
+    assert set(secrets) == set(service["secrets"])
+    assert all(path == f"/etc/netsage/secrets/{name}" for name, path in secrets.items())
+    for assignment in of(unit, "Environment"):
+        variable, _, path = assignment.partition("=")
+        assert variable in in_env_example()
+        assert path.removeprefix("%d/") in secrets
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_systemd_understands_every_line(unit: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze: absent")
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False, timeout=60)
+    assert [line for line in done.stderr.splitlines() if "netsage-pipeline is not executable" not in line and unit.stem in line] == []
