@@ -30,7 +30,7 @@ CHAINS = {
 }
 
 #: All of ours.
-OURS = [*CHAINS, "tables", "generator", "netflow-collector", "sflow-collector"]
+OURS = [*CHAINS, "tables", "generator", "netflow-collector", "sflow-collector", "doctor"]
 DOCKERFILE = (TOP / "Dockerfile").read_text("utf-8")
 RUNTIME = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
 
@@ -158,6 +158,16 @@ def test_a_service_of_ours_waits_for_healthy_servers_and_has_time_to_leave() -> 
     assert all((SERVICES[name]["init"], SERVICES[name]["stop_grace_period"]) == (True, "30s") for name in OURS)
 
 
+def test_the_doctor_sees_all_that_the_chains_see_and_changes_nothing() -> None:
+    doctor = SERVICES["doctor"]
+    for name in CHAINS:
+        assert SERVICES[name]["environment"].items() <= doctor["environment"].items()
+        assert set(SERVICES[name]["secrets"]) <= set(doctor["secrets"])
+        assert targets(SERVICES[name]).items() <= targets(doctor).items()
+    assert all(volume.endswith(":ro") for volume in doctor["volumes"])
+    assert doctor["restart"] == "no"
+
+
 def test_profiles_are_those_that_the_file_and_env_example_name() -> None:
     profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", [])}
     head = (TOP / "docker-compose.yml").read_text("utf-8").partition("\nname:")[0]
@@ -175,7 +185,7 @@ def test_profiles_are_those_that_the_file_and_env_example_name() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - {"doctor"}))
 def test_each_service_is_watched_bounded_and_comes_back(name: str) -> None:
     service = SERVICES[name]
     assert service["healthcheck"]["test"]

@@ -576,9 +576,8 @@ def test_every_so_many_hours_it_runs_again_and_a_failure_does_not_end_it(site: S
     assert table.read_bytes() == caida.body
     process.terminate()
     _, err = process.communicate(timeout=5)
-    assert process.returncode == 130
+    assert process.returncode == 0, "a service that is stopped did not fail"
     lines = err.splitlines()
-    assert lines.pop() == "interrupted: the tables are whole, old or new"
     assert lines.count("1 of 1 failed") == len(lines) / 2 >= 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import sys
@@ -48,13 +49,14 @@ def update_tables(names: tuple[str, ...], conf: Path | None, every: float | None
         chosen, limit = _chosen(conf or folders.shipped("conf.d") / "lookups" / "sources.toml", names)
         if every is None:
             sys.exit(NOTHING_READ if _update(chosen, limit, force=force) else 0)
-        while True:
-            try:
-                _update(chosen, limit, force=force)
-            except config.SettingsError as error:  # The directory, which may be free, or writable, the next time.
-                for line in error.errors:
-                    tell(line)
-            time.sleep(every * 3_600 * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
+        with contextlib.suppress(KeyboardInterrupt):  # A service that is stopped did not fail.
+            while True:
+                try:
+                    _update(chosen, limit, force=force)
+                except config.SettingsError as error:  # The directory, which may be free, or writable, the next time.
+                    for line in error.errors:
+                        tell(line)
+                time.sleep(every * 3_600 * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
 
 
 def _chosen(path: Path, names: tuple[str, ...]) -> tuple[list[Source], int]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
+import socket
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +19,8 @@ import yaml
 
 from netsage_pipeline import folders
 from tests.command import COMMAND
+from tests.services import netflow
+from tests.services.conftest import absent
 from tests.services.elastic import Node
 from tests.services.rabbitmq import Broker, free_port, wait_for
 from tests.services.worker import Process
@@ -29,15 +35,13 @@ class Site:
     """Services on this machine. Paths of a container lie below a directory; what .env would say is `settings`."""
 
     def __init__(self, directory: Path, settings: dict[str, str]) -> None:
-        self._directory, self._settings = directory, settings
+        self._directory, self.settings = directory, settings
         self.processes: dict[str, Process] = {}
 
     def path(self, inside: str) -> str:
         """Where a path of a container is."""
         if inside.startswith("/etc/netsage/conf.d"):
             return inside.replace("/etc/netsage/conf.d", str(folders.shipped("conf.d")))
-        if inside == "/var/lib/netsage/lookups":
-            return str(TOP / "demo" / "tables")
         return f"{self._directory}{inside}" if inside.startswith(("/var/lib/netsage", "/run/secrets")) else inside
 
     def environment(self, name: str) -> dict[str, str]:
@@ -46,22 +50,39 @@ class Site:
         for variable, value in COMPOSE["services"][name]["environment"].items():
             if value is not None:
                 found[variable] = self.path(self._replaced(str(value)))
-            elif variable in self._settings:
-                found[variable] = self._settings[variable]
+            elif variable in self.settings:
+                found[variable] = self.settings[variable]
         return found
 
     def _replaced(self, value: str) -> str:
         def replace(match: re.Match[str]) -> str:
-            given = self._settings.get(match["name"])
+            given = self.settings.get(match["name"])
             return (given or match["default"]) if match["operator"] == ":-" else match["default"] if given is None else given
 
         return _VARIABLE.sub(replace, value)
 
     def start(self, name: str) -> Process:
-        service = COMPOSE["services"][name]
-        arguments = [self.path(word) for word in service["command"]]
+        arguments = [self.path(word) for word in COMPOSE["services"][name]["command"]]
         self.processes[name] = Process({**base(), **self.environment(name)}, self._directory / f"{name}.log", *arguments)
         return self.processes[name]
+
+    @contextlib.contextmanager
+    def collecting(self, name: str) -> Iterator[int]:
+        """A collector, and the port on which it listens, on loopback."""
+        service = COMPOSE["services"][name]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words = [*service["entrypoint"], *(self.path(word) for word in service["command"]), "-b", "127.0.0.1"]
+        words[words.index("-p") + 1] = str(port)
+        Path(words[words.index("-w") + 1]).mkdir(parents=True, exist_ok=True)
+        collector = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=base())
+        try:
+            wait_for(lambda: f":{port:04X} " in Path("/proc/net/udp").read_text(), 20)
+            yield port
+        finally:
+            collector.terminate()  # It closes its file and gives it its name.
+            collector.wait(30)
 
     def healthy(self, name: str) -> bool:
         """What its health check says."""
@@ -81,7 +102,9 @@ def site(broker: Broker, elastic: Node, tmp_path: Path) -> Iterator[Site]:
     mine = f"site-{uuid.uuid4().hex[:8]}"
     (tmp_path / "run/secrets").mkdir(parents=True)
     (tmp_path / "run/secrets/rabbitmq_url").write_text(broker.url + "\n")
+    (tmp_path / "run/secrets/maxmind_license_key").touch()
     (tmp_path / "var/lib/netsage/captures").mkdir(parents=True)
+    shutil.copytree(TOP / "demo" / "tables", tmp_path / "var/lib/netsage/lookups")
     made = Site(
         tmp_path,
         {
@@ -112,6 +135,47 @@ def site(broker: Broker, elastic: Node, tmp_path: Path) -> Iterator[Site]:
                 client.indices.delete(index=index)
 
 
+def test_what_an_exporter_sends_to_the_collector_arrives_in_elasticsearch(site: Site, elastic: Node) -> None:
+    for program in ("nfdump", "nfcapd"):
+        if shutil.which(program) is None:
+            absent(program)
+    site.settings |= {"NETSAGE_MIN_BYTES": "0", "NETSAGE_MIN_FILE_AGE_S": "1"}
+    ended = int(time.time() * 1000) - 60_000
+    sent = [
+        netflow.Sent(src_port=1_024 + number, octets=1_000 + number, start_ms=ended - 5_000, end_ms=ended - number) for number in range(90)
+    ]
+    with site.collecting("netflow-collector") as port, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
+        for datagram in netflow.ipfix(sent):
+            exporter.sendto(datagram, ("127.0.0.1", port))
+            time.sleep(0.05)
+        time.sleep(1)
+    for name in ("importer", "worker", "sink"):
+        site.start(name)
+    prefix = site.environment("sink")["NETSAGE_INDEX_PREFIX"]
+    with elastic.client() as client:
+
+        def bits() -> float:
+            client.indices.refresh(index=f"{prefix}-*")
+            answer = client.search(index=f"{prefix}-*", size=0, aggs={"bits": {"sum": {"field": "values.num_bits"}}})
+            return float(answer.get("aggregations", {"bits": {"value": 0}})["bits"]["value"])
+
+        wait_for(
+            lambda: bits() == 8 * sum(each.octets for each in sent), 150, lambda: [each.lasts(0.5) for each in site.processes.values()]
+        )
+        [bucket] = client.search(index=f"{prefix}-*", size=0, aggs={"of": {"terms": {"field": "meta.sensor_id"}}})["aggregations"]["of"][
+            "buckets"
+        ]
+        assert (bucket["key"], bucket["doc_count"]) == ("site", len(sent))
+    assert all(process.stop() == 0 for process in site.processes.values())
+
+
+def test_the_updater_of_tables_says_what_has_no_address_and_goes_on(site: Site) -> None:
+    updater = site.start("tables")
+    wait_for(lambda: "NETSAGE_MAXMIND_ACCOUNT" in updater.said, 30)
+    assert updater.lasts(0.5)
+    assert updater.stop() == 0
+
+
 def test_flows_of_the_demo_arrive_in_elasticsearch(site: Site, elastic: Node) -> None:
     """The services of `make up`, in the order in which compose starts them, as depends_on has it."""
     order = ["importer", "worker", "sink", "generator"]
@@ -134,6 +198,11 @@ def test_flows_of_the_demo_arrive_in_elasticsearch(site: Site, elastic: Node) ->
         assert len(answer["aggregations"]["sensors"]["buckets"]) == 5
         assert answer["aggregations"]["bits"]["value"] > 0
     assert all(site.healthy(name) for name in ("importer", "worker", "sink"))
+    words = [site.path(word) for word in COMPOSE["services"]["doctor"]["command"]]
+    doctor = subprocess.run(
+        [str(COMMAND), *words], env={**base(), **site.environment("doctor")}, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert doctor.returncode == 0, doctor.stdout
     assert all(process.code is None for process in site.processes.values())
     assert all(process.stop() == 0 for process in site.processes.values())
     assert not any("Traceback" in process.log.read_text("utf-8") for process in site.processes.values())
