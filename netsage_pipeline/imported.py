@@ -1,6 +1,7 @@
 """What an importer remembers: which blocks of capture files it sent, by their content, and at which path it saw what.
 
-A SQLite database. `part` has a row for blocks that were, or are being, sent: all blocks of a file, or those by which it grew since.
+A SQLite database. `part` has a row for blocks that were, or are being, sent: all blocks of a file, or those by which it grew since;
+once they were, also for those up to the end of each of them.
 `file` has what was last found at a path, so that it need not be read again to know.
 """
 
@@ -109,13 +110,16 @@ class Imported:
         with self.writing() as database:
             database.execute("INSERT OR REPLACE INTO part VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*part, now))
 
-    def sent(self, parts: Iterable[tuple[Part, int, float | None]]) -> None:
-        """Takes note of how many messages of parts are stored, and when all were."""
+    def sent(self, parts: Iterable[tuple[Part, int, float | None, Iterable[Part]]]) -> None:
+        """Takes note of how many messages of parts are stored, and when all were: then that holds for the parts within them, too."""
         with self.writing() as database:
-            database.executemany(
-                "UPDATE part SET messages = ?, done = ? WHERE sensor = ? AND digest = ?",
-                [(messages, done, part.sensor, part.digest) for part, messages, done in parts],
-            )
+            for part, messages, done, within in parts:
+                database.execute(
+                    "UPDATE part SET messages = ?, done = ? WHERE sensor = ? AND digest = ?", (messages, done, part.sensor, part.digest)
+                )
+                if done:
+                    rows = [(*shorter._replace(messages=0, done=done), done) for shorter in within]
+                    database.executemany("INSERT OR IGNORE INTO part VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     # Files.
 

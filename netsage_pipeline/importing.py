@@ -29,7 +29,7 @@ from netsage_pipeline.flow import Delivery
 from netsage_pipeline.imported import Imported, Part
 from netsage_pipeline.ledger import NoRoom
 from netsage_pipeline.nfdump import NfdumpError, Reading, Rows, is_nfcapd, state_of, usable_version
-from netsage_pipeline.nffile import Blocks, DamagedFile, blocks_of, copy_part, digests
+from netsage_pipeline.nffile import Blocks, DamagedFile, blocks_of, copy_part, digests, ends_of
 from netsage_pipeline.read import stamped
 from netsage_pipeline.run import Wait
 
@@ -152,8 +152,9 @@ class Refused(NamedTuple):
 class Job:
     """A part of a file on its way."""
 
-    def __init__(self, watch: Watch, path: str, signature: str, part: Part, *, whole: bool) -> None:
+    def __init__(self, watch: Watch, path: str, signature: str, part: Part, within: list[Part], *, whole: bool) -> None:
         self.watch, self.path, self.signature, self.part = watch, path, signature, part
+        self.within = within  #: as if the file had ended after one of its earlier blocks
         self.whole = whole  #: whether nothing of the file is behind this part
         self.delivered = self.stored = part.messages
         self.flows = 0  #: of all of it, when it was read
@@ -281,7 +282,7 @@ class Importer:
         now = time.monotonic()
         if self._dirty and (any(self._dirty.values()) or now - self._wrote_at > WRITE_S):
             try:
-                self._imported.sent([(job.part, job.stored, done) for job, done in self._dirty.items()])
+                self._imported.sent([(job.part, job.stored, done, job.within) for job, done in self._dirty.items()])
             except NoRoom as error:
                 self._for_room.goes_on(str(error))
                 return False
@@ -383,10 +384,11 @@ class Importer:
             return
         sensor = watch.sensor.name
         blocks = blocks_of(file)
-        part = yield from self._next_part(watch, path, blocks, file)
+        part, within = yield from self._next_part(watch, path, blocks, file)
         whole = part.size == blocks.end - blocks.begin
         if whole:
             yield from self._write(partial(self._imported.found, sensor, path, signature, part.digest, time.time()))
+        part = self._imported.part(sensor, part.digest) or part  # While it was read, a copy of it may have been stored.
         if part.done:
             watch.settle(path, signature)
             self.counts["known files", "", ""] += 1
@@ -404,7 +406,7 @@ class Importer:
                 )
             part = part._replace(reading=watch.reading, messages=0)
             yield from self._write(partial(self._imported.begin, part, time.time()))
-        job = Job(watch, path, signature, part, whole=whole)
+        job = Job(watch, path, signature, part, within, whole=whole)
         if part.begin == part.size:
             job.complete = job.ended = True
             self._end(job)
@@ -415,23 +417,29 @@ class Importer:
                 digest = yield from copy_part(file, blocks, blocks.begin + part.begin, blocks.begin + part.size, copy)
                 yield from self._send(job, Path(copy.name), lambda: digest == part.digest)
 
-    def _next_part(self, watch: Watch, path: str, blocks: Blocks, file: BinaryIO) -> Generator[bool | None, None, Part]:
-        """The part that is to be sent: the rest of one that was begun, else what the file grew by; or the last one, if all is done."""
+    def _next_part(self, watch: Watch, path: str, blocks: Blocks, file: BinaryIO) -> Generator[bool | None, None, tuple[Part, list[Part]]]:
+        """The part that is to be sent: the rest of one that was begun, else what the file grew by; or the last one, if all is done.
+
+        And the shorter ones within it, which are done when it is: an earlier state of the file may come later than this one.
+        """
         sensor, size = watch.sensor.name, blocks.end - blocks.begin
+        ends = ends_of(file, blocks, blocks.begin, blocks.end)
         first = (yield from digests(file, blocks.begin, [blocks.first]))[blocks.first]
         before = self._imported.beginnings(sensor, first, size)
-        found = yield from digests(file, blocks.begin, {blocks.end, *(blocks.begin + part.size for part in before)})
+        found = yield from digests(file, blocks.begin, {blocks.end, *ends, *(blocks.begin + part.size for part in before)})
         known = [part for part in before if found[blocks.begin + part.size] == part.digest]
         longest = max(known, key=lambda part: part.size, default=None)
         if longest is not None and (not longest.done or longest.size == size):
-            return longest
-        if longest is not None and longest.size:
-            log.info("file grew after it was imported: what is new in it is sent", sensor=sensor, file=shown(path))
-        elif self._imported.was_at(sensor, path):
-            log.info("file was replaced by another one, which is imported", sensor=sensor, file=shown(path))
-        part = Part(sensor, found[blocks.end], first, longest.size if longest else 0, size, watch.reading, 0, None)
-        yield from self._write(partial(self._imported.begin, part, time.time()))
-        return part
+            part = longest
+        else:
+            if longest is not None and longest.size:
+                log.info("file grew after it was imported: what is new in it is sent", sensor=sensor, file=shown(path))
+            elif self._imported.was_at(sensor, path):
+                log.info("file was replaced by another one, which is imported", sensor=sensor, file=shown(path))
+            part = Part(sensor, found[blocks.end], first, longest.size if longest else 0, size, watch.reading, 0, None)
+            yield from self._write(partial(self._imported.begin, part, time.time()))
+        sizes = [end - blocks.begin for end in ends if part.begin < end - blocks.begin < part.size]
+        return part, [part._replace(digest=found[blocks.begin + size], size=size) for size in sizes]
 
     def _send(self, job: Job, path: Path, is_as_it_was: Callable[[], bool]) -> Steps:
         """The rows of a part as messages, from the first one that is not stored."""

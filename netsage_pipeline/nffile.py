@@ -19,6 +19,9 @@ from typing import IO, BinaryIO, NamedTuple
 #: Bytes that are read at once, between two moments at which something else may be done.
 STEP = 4_000_000
 
+#: Blocks of a file. nfcapd fills them with up to 2 MB, so more of them are none.
+MOST_BLOCKS = 100_000
+
 _HEADERS = {1: 276, 2: 40}
 _BLOCK = 12
 
@@ -57,6 +60,18 @@ def blocks_of(file: BinaryIO) -> Blocks:
     return Blocks(begin, end, first, order, version)
 
 
+def ends_of(file: BinaryIO, blocks: Blocks, begin: int, end: int) -> list[int]:
+    """Where the blocks between `begin` and `end` end, the last one at `end`. DamagedFile if they do not fit."""
+    ends: list[int] = []
+    at = begin
+    while at < end and len(ends) < MOST_BLOCKS:
+        at = _next(file, at, blocks.order)
+        ends.append(at)
+    if at != end:
+        raise DamagedFile("its blocks do not fit together")
+    return ends
+
+
 def digests(file: BinaryIO, begin: int, ends: Iterable[int]) -> Generator[None, None, dict[int, bytes]]:
     """The digests of the bytes from `begin` up to each end, 16 bytes; yields between two steps. DamagedFile if there are fewer bytes."""
     digest = blake2b(digest_size=16)
@@ -80,12 +95,7 @@ def copy_part(file: BinaryIO, blocks: Blocks, begin: int, end: int, to: IO[bytes
 
     DamagedFile if no block ends there.
     """
-    number, at = 0, begin
-    while at < end:
-        at = _next(file, at, blocks.order)
-        number += 1
-    if at != end:
-        raise DamagedFile("its blocks do not fit together")
+    number = len(ends_of(file, blocks, begin, end))
     file.seek(0)
     header = bytearray(file.read(blocks.begin))
     if blocks.version == 1:

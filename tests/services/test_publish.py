@@ -257,13 +257,20 @@ def test_an_interruption_ends_it_with_a_line(running: Pipeline, tmp_path: Path, 
     assert "Traceback" not in "".join(lines)
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    [mask] = re.findall(r"^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def test_an_interruption_while_a_file_is_read_ends_it_with_a_line(running: Pipeline, tmp_path: Path) -> None:
     with (tmp_path / "said").open("w+") as said:
         process = subprocess.Popen([COMMAND, "publish", "-"], env=running.surroundings, stdin=subprocess.PIPE, stderr=said)
         assert process.stdin is not None
         process.stdin.write(orjson.dumps(part(1)) + b"\n")
         process.stdin.flush()
-        time.sleep(1.5)
+        wait_for(lambda: catches(process.pid, signal.SIGTERM), 30)
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
         process.stdin.close()
