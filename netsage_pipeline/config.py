@@ -143,12 +143,17 @@ def _secrets(model: type[BaseModel]) -> list[str]:
     ]
 
 
+def _hides(model: type[BaseModel], name: str) -> bool:
+    """Whether a setting is a secret or holds some."""
+    return name in model.model_fields and "SecretStr" in repr(model.model_fields[name].annotation)
+
+
 def _lines(error: ValidationError, model: type[BaseModel], file: SettingsFile) -> Iterator[tuple[str, str]]:
     known = [*model.model_fields, *(f"{name}_file" for name in _secrets(model))]
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"])
         origin = file.origins.get(key)
-        given = "that value" if str(item["loc"][0] if item["loc"] else "") in _secrets(model) else repr(item["input"])
+        given = "that value" if _hides(model, str(item["loc"][0] if item["loc"] else "")) else repr(item["input"])
         if origin:
             given += f" (from {origin})"
         if item["type"] == "extra_forbidden":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -28,3 +28,27 @@ def identity(flow: Flow, otherwise: str = "") -> list[Any]:
         return [otherwise]
     bits, packets = (values.get("num_bits"), values.get("num_packets")) if values.__class__ is dict else (None, None)
     return [known_as, flow.get("start"), flow.get("end"), flow.get("stitched_flows"), bits, packets]
+
+
+class Written(NamedTuple):
+    """A flow as it is written for a receiver that knows repeats by a field of it."""
+
+    known_as: str  #: its document id
+    body: bytes  #: the flow as JSON, with `document_id`
+
+    @property
+    def flow(self) -> Flow:
+        """As it was before."""
+        flow: Flow = orjson.loads(self.body)
+        del flow["document_id"]
+        return flow
+
+
+def written(flow: Flow) -> Written:
+    """The flow with its id, a record without meta.id under one of all that it holds. TypeError if it holds what JSON cannot write."""
+    plain = {name: value for name, value in flow.items() if name != "document_id"}
+    meta = flow.get("meta")
+    has_id = meta.__class__ is dict and meta.get("id")
+    known_as = document_id(plain, "" if has_id else blake2b(orjson.dumps(plain), digest_size=16).hexdigest())
+    plain["document_id"] = known_as
+    return Written(known_as, orjson.dumps(plain))

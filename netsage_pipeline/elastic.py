@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import ssl
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +15,7 @@ from elastic_transport.client_utils import DEFAULT
 from elasticsearch import ApiError, Elasticsearch
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
+from netsage_pipeline.certificates import CaFile
 from netsage_pipeline.config import Settings
 
 #: Seconds that a request may take.
@@ -32,26 +32,7 @@ class Cluster(Settings):
     user: str = Field("", description="User name; empty: no password is given")
     password: SecretStr | None = Field(None, validate_default=True, description="Its password")
     api_key: SecretStr | None = Field(None, description="API key (the encoded form), instead of user and password")
-    ca_file: Path | None = Field(
-        None, description="Certificates of the authorities that https servers are checked by; not set: the system's"
-    )
-
-    @field_validator("ca_file", mode="before")
-    @classmethod
-    def _or_none(cls, path: Any) -> Any:
-        return path or None
-
-    @field_validator("ca_file")
-    @classmethod
-    def _is_certificate(cls, path: Path | None) -> Path | None:
-        if path is not None:
-            try:
-                ssl.create_default_context(cafile=path)
-            except ssl.SSLError:
-                raise ValueError("is no certificate: give it as PEM") from None
-            except OSError as error:
-                raise ValueError(f"cannot be read: {error.strerror}") from None
-        return path
+    ca_file: CaFile = Field(None, description="Certificates of the authorities that https servers are checked by; not set: the system's")
 
     @field_validator("url")
     @classmethod

@@ -9,6 +9,7 @@ from typing import NoReturn
 import pytest
 
 from tests.services import elastic as real
+from tests.services import kafka as kafka_nodes
 from tests.services import netflow, rabbitmq
 
 #: The function netflow.collect.
@@ -58,3 +59,15 @@ def elastic(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterato
     yield node
     if not url:
         node.kill9()
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[kafka_nodes.Node]:
+    """A Kafka node of this worker's own; whoever stops it starts it again."""
+    if not kafka_nodes.available():
+        absent("kafka")
+    number = int(worker_id.removeprefix("gw")) + 1 if worker_id != "master" else 0
+    node = kafka_nodes.Node(rabbitmq.free_port(9820 + 10 * number), tmp_path_factory.mktemp("kafka") / "data")
+    node.start()
+    yield node
+    node.kill9()

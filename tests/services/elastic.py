@@ -41,19 +41,19 @@ class Node:
         """Ends it the hard way."""
         pid = self.pid
         os.kill(pid, signal.SIGKILL)
-        _wait_for_end(pid)
+        wait_for_end(pid)
 
     def stop(self) -> None:
         """Lets it end as an operator does."""
         pid = self.pid
         os.kill(pid, signal.SIGTERM)
-        _wait_for_end(pid)
+        wait_for_end(pid)
 
     def client(self) -> Elasticsearch:
         return Elasticsearch(self.url, request_timeout=60)
 
 
-def _wait_for_end(pid: int) -> None:
+def wait_for_end(pid: int) -> None:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         try:

@@ -15,10 +15,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 import pika
 
@@ -39,6 +40,15 @@ BURST_S = 1.5
 
 #: Kinds of kills from outside: at any time, within the first moments, and within the moments after it was told to stop.
 ANY_TIME, AT_START, AT_STOP = "any time", "start", "stop"
+
+
+class Receiver(Protocol):
+    """Where documents go, where that is no queue."""
+
+    conf: Path  #: settings of the worker that hands them out there
+
+    def bodies(self) -> Iterable[bytes]:
+        """What came, each time that it came."""
 
 
 class Publisher(threading.Thread):
@@ -131,8 +141,18 @@ class Figures:
 class Run:
     """One worker's life, as a sequence of processes."""
 
-    def __init__(self, broker: rabbitmq.Broker, directory: Path, seed: int, kills: int, flows: int) -> None:
+    def __init__(
+        self,
+        broker: rabbitmq.Broker,
+        directory: Path,
+        seed: int,
+        kills: int,
+        flows: int,
+        points: Collection[str],
+        receiver: Receiver | None,
+    ) -> None:
         self._broker, self._directory = broker, directory
+        self._points, self._receiver = points, receiver
         self._random = random.Random(seed)
         self._kills = kills
         tag = f"{seed}-{time.time_ns() % 10**9}"
@@ -196,10 +216,10 @@ class Run:
     def _plan(self) -> list[str]:
         """What to do, last first: each point, and the rest as chance has it; starts in pairs, so that two kills follow each other."""
         chance = self._random
-        units = [[point] for point in POINTS]
+        units = [[point] for point in self._points]
         while (missing := self._kills - sum(map(len, units))) > 0:
             dice = chance.random()
-            units.append([AT_START] * 2 if dice < 0.25 and missing > 1 else [chance.choice((ANY_TIME, ANY_TIME, AT_STOP, *POINTS))])
+            units.append([AT_START] * 2 if dice < 0.25 and missing > 1 else [chance.choice((ANY_TIME, ANY_TIME, AT_STOP, *self._points))])
         chance.shuffle(units)
         return [what for unit in units for what in unit]
 
@@ -277,7 +297,7 @@ class Run:
             raise self._publisher.error
 
     def _read_all(self) -> None:
-        for body, _ in self._read(self._output):
+        for body in self._receiver.bodies() if self._receiver else (body for body, _ in self._read(self._output)):
             self.oracle.take(body)
         for body, message_id in self._read(self._dead):
             self.oracle.take_letter(body, message_id, self._input)
@@ -294,6 +314,8 @@ class Run:
 
     def _start(self, *command: str, point: str = "", nth: int = 1) -> Process:
         log = self._directory / f"worker-{next(self._numbers):04}.log"
+        if self._receiver:
+            command = (*command, "--conf", str(self._receiver.conf))
         self._running = Process(self._environment, log, *command, point=point, nth=nth, report=self._report)
         self._processes.append(self._running)
         return self._running
@@ -314,7 +336,7 @@ class Run:
             figures.faults.append(f"{oracle.sent_twice} messages were sent twice, but {known_again} were known")
         figures.hits = hits(self._report)
         figures.redelivered = known_again - oracle.sent_twice + sum(hit.redelivered for hit in figures.hits)
-        figures.missed = POINTS.keys() - {hit.point for hit in figures.hits}
+        figures.missed = {*self._points} - {hit.point for hit in figures.hits}
         figures.flows, figures.messages, figures.ids = oracle.flows, oracle.messages, len(oracle.known)
         figures.documents, figures.of_more_parts, figures.letters = oracle.distinct, oracle.stitched(), oracle.letters
         figures.repeats, figures.letter_repeats = oracle.seen - oracle.distinct, oracle.repeated_letters
@@ -334,10 +356,21 @@ class Run:
         self.figures.worst = max(after.values(), default=0)
 
 
-def torture(broker: rabbitmq.Broker, directory: Path, seed: int, kills: int, flows: int) -> Figures:
-    """A run with so many kills, at least one at each point; 0: none at all."""
+def torture(
+    broker: rabbitmq.Broker,
+    directory: Path,
+    seed: int,
+    kills: int,
+    flows: int,
+    points: Collection[str] = POINTS.keys(),
+    receiver: Receiver | None = None,
+) -> Figures:
+    """A run with so many kills, at least one at each point; 0: none at all.
+
+    receiver  where documents go; None: to a queue
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    return Run(broker, directory, seed, kills, flows).work()
+    return Run(broker, directory, seed, kills, flows, points, receiver).work()
 
 
 def faults_of(figures: Figures) -> list[str]:

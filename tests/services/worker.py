@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from netsage_pipeline import amqp, ledger, run
 from netsage_pipeline.at_work import AtWork
+from netsage_pipeline.batches import Batches
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.cli import main
 
@@ -56,6 +57,17 @@ POINTS = {
     "recovered": 1,
     "restored": 1,
 }
+
+#: Those that lie at the output and behind it.
+OUTPUT_POINTS = (
+    "enriched",
+    "published",
+    "partly confirmed",
+    "confirmed",
+    "noted as confirmed",
+    "before the outbox is emptied",
+    "after the outbox is emptied",
+)
 
 #: In a process that kills itself segments and steps of checkpoints are small, so that there are many, and so is the window.
 SEGMENT_BYTES, CHECKPOINT_STEP = 100_000, 200
@@ -195,6 +207,7 @@ def place(killer: Killer) -> None:
 
     around(amqp.Consumer, "_on_message", before=counts)
     around(amqp.Publisher, "_on_confirm", after=lambda _, link, *__: link._what == "output" and passes("partly confirmed"))
+    around(Batches, "write_down", after=lambda *_: passes("partly confirmed"))
     around(AtWork, "begin", after=lambda *_: passes("marked as at work"))
     around(Chain, "let_in", after=lambda *_: passes("decoding"))
     around(Chain, "take_one", after=lambda *_: passes("decoding"))
