@@ -52,6 +52,10 @@ def fields_page() -> Iterator[str]:
     for stage in chain():
         for field in written(stage.file):
             yield f"| `{field.name}` | {field.by} | {field.meaning} |"
+    for name, file in stagefile.find([folders.shipped("stages")]).items():
+        if file.factory == "source" and file.writes:
+            yield f"\n## What records of {name} hold, which are no flows\n"
+            yield from _table(file.writes)
     yield "\n## What Elasticsearch is given besides\n"
     yield from _table(STORED)
     yield "\n## How Elasticsearch takes them\n"

@@ -15,7 +15,7 @@ from netsage_pipeline.flow import SIDES
 from netsage_pipeline.stagefile import StageFile, StageFileError
 
 #: Type words, which may be joined by "or": "text or integer".
-TYPES = ("text", "texts", "ip-masked", "integer", "number", "boolean", "date", "location", "object", "removed")
+TYPES = ("text", "texts", "ip", "ip-masked", "integer", "number", "boolean", "date", "location", "object", "removed")
 
 #: Field → type word and meaning, of a flow as an exporter's importer sends it.
 EXPORTED: dict[str, str] = {
@@ -105,12 +105,18 @@ def written(file: StageFile) -> Iterator[Field]:
         yield Field(name, file.name, meaning)
 
 
-def known(files: Iterable[StageFile]) -> dict[str, str]:
-    """Field → type word of all that a flow may hold; where several stages write it, the last one's. SettingsError has all that is wrong."""
-    types = {name: type_of(meaning) for table in (EXPORTED, TSTAT, STORED) for name, meaning in table.items()}
+def known(files: Iterable[StageFile], given: StageFile | None = None) -> dict[str, str]:
+    """Field → type word of all that a flow may hold; where several stages write it, the last one's. SettingsError has all that is wrong.
+
+    given   the input whose records these are, if they are no flows; else what inputs write is not among them
+    """
+    tables = (EXPORTED, TSTAT, STORED) if given is None else (STORED,)
+    types = {name: type_of(meaning) for table in tables for name, meaning in table.items()}
     owners: dict[str, str] = {}
     errors = []
     for file in files:
+        if file.factory == "source" and file is not given:
+            continue
         try:
             fields = list(written(file))
         except StageFileError as error:

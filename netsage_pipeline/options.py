@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -39,10 +40,22 @@ def opened(stages: list[Configured], now: Now, directory: Path) -> tuple[Chain, 
     return chain, tables
 
 
-def field_table(directory: Path | None) -> dict[str, str]:
-    """Every field that a stage of ours, or of the operator's directory, may write → its type word. SettingsError."""
-    found = stagefile.find([folders.shipped("stages"), *([directory] if directory else [])])
-    return fields.known(found.values())
+def field_table(directory: Path | None, stages: Iterable[Configured] = ()) -> dict[str, str]:
+    """Every field that a stage of ours, or of the operator's directory, may write → its type word. SettingsError.
+
+    stages   a chain; where its input says what its records hold, they are no flows: then only fields of that chain
+    """
+    return fields.known(*writers(directory, stages))
+
+
+def writers(directory: Path | None, stages: Iterable[Configured] = ()) -> tuple[list[stagefile.StageFile], stagefile.StageFile | None]:
+    """The stage files whose fields may be there, as in `field_table`, and that of an input which says what its records hold, if it does."""
+    running = [stage.file for stage in stages if stage.config.enabled]
+    given = next((file for file in running if file.factory == "source" and file.writes), None)
+    if given is not None:
+        return running, given
+    found = stagefile.find([folders.shipped("stages"), *([directory] if directory else [])]).values()
+    return list(found), None
 
 
 def refuse_full_addresses(stages: list[Configured]) -> None:

@@ -1,7 +1,7 @@
 """Reading dumps: files and directories → messages, in order of capture time.
 
-A file may hold NDJSON (flows or arrays of flows, one a line), one JSON document (a flow or an array, over many lines), dead letters, any of
-these compressed with gzip or zstd, or be one of nfcapd's, which nfdump reads.
+A file may hold NDJSON (flows or arrays of flows, one a line), one JSON document (a flow or an array, over many lines), dead letters, saved
+output of netstat or ss, any of these compressed with gzip or zstd, or be one of nfcapd's, which nfdump reads.
 """
 
 from __future__ import annotations
@@ -15,25 +15,33 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
+from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import orjson
+import structlog
 import zstandard
 
-from netsage_pipeline import nfdump
+from netsage_pipeline import netstat, nfdump
+from netsage_pipeline.times import iso
+
+log = structlog.get_logger(__name__)
 
 _CHUNK = 1 << 20
 
 #: A JSON document over many lines is read whole; larger files are taken as NDJSON.
 DOCUMENT_BYTES = 1 << 28
 
-#: Rows of nfdump in a message.
+#: Rows of nfdump, or connections, in a message.
 ROWS = 100
 
 #: What reading a file that was cut off or damaged raises.
 _DAMAGE = (EOFError, zlib.error, zstandard.ZstdError)
+
+#: Characters that the heading of a list of connections has at least.
+_HEADING = 100
 
 _STAMP = re.compile(r"(?<!\d)(\d{12})(\d{2})?(?!\d)")
 
@@ -105,15 +113,16 @@ def _below(path: Path, tell: Callable[[str], None]) -> list[Dump]:
 
 def messages(dump: Dump, rows: nfdump.Rows | None, counts: Counter[str], advance: Callable[[int], object] = abs) -> Iterator[Message]:
     """The messages of a file. DumpError when it cannot be read to its end. Tells `advance` how many bytes of the file were taken in."""
+    seen = _Seen(rows.sensor_id if rows else "", dump.captured if isfinite(dump.captured) else time.time(), counts)
     try:
         if dump.path is not None and dump.path.is_file() and nfdump.is_nfcapd(dump.path):
             yield from _of_nfcapd(dump.path, rows or nfdump.Rows(sensor_id=dump.path.parent.name), counts)
             advance(dump.bytes)
         elif dump.path is None:
-            yield from _of_stream(sys.stdin.buffer, dump.name, advance)
+            yield from _of_stream(sys.stdin.buffer, dump.name, advance, seen)
         else:
             with dump.path.open("rb") as file:
-                yield from _of_stream(file, dump.name, advance)
+                yield from _of_stream(file, dump.name, advance, seen)
     except OSError as error:
         raise DumpError(f"{dump.name}: cannot be read: {error.strerror or error}") from None
     except _DAMAGE as error:
@@ -127,10 +136,15 @@ def _dump(path: Path) -> Dump:
 
 
 def captured(path: Path) -> float:
-    """When a file was captured, unix seconds: what its name says, else the start of its first flow, else inf."""
+    """When a file was captured, unix seconds: what its name says, else the start of its first flow, else inf.
+
+    Connections that netstat or ss listed have no start: when the file was written."""
     stamp = stamped(path.name)
     if stamp is not None:
         return stamp
+    with contextlib.suppress(OSError, *_DAMAGE):
+        if netstat.is_saved(_first_line(path)):
+            return path.stat().st_mtime
     with contextlib.suppress(DumpError):
         for message in islice(messages(Dump(path, 0, 0), None, Counter()), 100):
             start = _start(message.body)
@@ -165,13 +179,24 @@ def _holds_flows(path: Path, tell: Callable[[str], None]) -> bool:
     try:
         if nfdump.is_nfcapd(path):
             return not nfdump.is_empty(path)
-        with path.open("rb") as file:
-            return next(_decompressed(_Counted(file)), b"").lstrip()[:1] in (b"{", b"[")
+        first = _first_line(path)
+        return first[:1] in (b"{", b"[") or netstat.is_saved(first)
     except OSError as error:
         tell(f"{path}: cannot be read: {error.strerror or error}")
         return False
     except _DAMAGE:
         return True  # Reading it will say what is wrong.
+
+
+def _first_line(path: Path) -> bytes:
+    """What the first line that is not blank begins with."""
+    first = b""
+    with path.open("rb") as file:
+        for chunk in _decompressed(_Counted(file)):
+            first = (first + chunk).lstrip()
+            if len(first) > _HEADING:
+                break
+    return first
 
 
 def _is_known_to_be_empty(path: Path) -> bool:
@@ -199,13 +224,43 @@ def _of_nfcapd(path: Path, rows: nfdump.Rows, counts: Counter[str]) -> Iterator[
         flows.close()
 
 
-def _of_stream(file: BinaryIO, name: str, advance: Callable[[int], object]) -> Iterator[Message]:
+class _Seen(NamedTuple):
+    """What is known of connections that netstat or ss listed, beside what they say."""
+
+    host: str  #: "" if unknown
+    at: float  #: unix seconds
+    counts: Counter[str]
+
+
+def _of_netstat(lines: Iterator[tuple[int, bytes]], name: str, seen: _Seen) -> Iterator[Message]:
+    def tell(number: int, why: str) -> None:
+        seen.counts["unreadable"] += 1
+        log.warning("a line was passed over", file=name, line=number, reason=why)
+
+    given = {"@timestamp": iso(seen.at), **({"host": seen.host} if seen.host else {})}
+    damage: Exception | None = None
+    whole: list[tuple[int, bytes]] = []
+    try:
+        whole.extend(lines)
+    except (OSError, *_DAMAGE) as error:  # Lines before it stay valid.
+        damage = error
+    for number, records in enumerate(netstat.saved(whole, tell)):
+        for begin in range(0, len(records), ROWS):
+            yield Message(orjson.dumps([given | record for record in records[begin : begin + ROWS]]), name, f"{number}.{begin // ROWS}")
+    if damage is not None:
+        raise damage
+
+
+def _of_stream(file: BinaryIO, name: str, advance: Callable[[int], object], seen: _Seen) -> Iterator[Message]:
     chunks = _decompressed(_Counted(file, advance))
     lines = _lines(chunks)
     first = next(((number, line) for number, line in lines if line.strip()), None)
     if first is None:
         return
     number, line = first
+    if netstat.is_saved(line):
+        yield from _of_netstat(chain([first], lines), name, seen)
+        return
     if line.lstrip()[:1] in (b"{", b"[") and not _is_json(line):
         gathered, damage = _gathered(line, lines)
         document = b"\n".join(gathered)

@@ -53,6 +53,8 @@ class Summary:
             lines.append(f"left out       {self.rows['below_minimum']:>12,}  rows of nfdump below the minimum of bytes")
         if self.rows["skipped"]:
             lines.append(f"skipped        {self.rows['skipped']:>12,}  lines of nfdump that are no rows")
+        if self.rows["unreadable"]:
+            lines.append(f"passed over    {self.rows['unreadable']:>12,}  lines of netstat or ss")
         lines += _by_reason("dropped", self.dropped) + _by_reason("dead letters", self.refused)
         if self.stitching:
             parts, flows = self.stitching["parts"], self.stitching["flows"]

@@ -31,6 +31,7 @@ _KEYWORD = {"type": "keyword", "ignore_above": IGNORE_ABOVE}
 MAPPED: dict[str, dict[str, Any]] = {
     "text": _KEYWORD,
     "texts": _KEYWORD,
+    "ip": {"type": "ip"},
     "ip-masked": _KEYWORD,  # 192.0.2.x is no `ip`.
     "integer": {"type": "long"},
     "number": {"type": "double"},

@@ -48,7 +48,7 @@ def _day(text: str) -> str:
     return datetime.date.fromisoformat(text).strftime("%Y.%m.%d")
 
 
-def day_of(start: object) -> str:
+def day_of(start: object, name: str = "start") -> str:
     """The day in UTC, YYYY.MM.DD, of an ISO 8601 text, or of unix seconds or milliseconds. ValueError if it is none of them."""
     try:
         if isinstance(start, str):
@@ -60,7 +60,7 @@ def day_of(start: object) -> str:
             return _day(iso(start if start < 1e11 else start / 1000)[:10])
     except (ValueError, OverflowError, OSError):
         pass
-    raise ValueError("start is no time, so there is no day in whose index it belongs")
+    raise ValueError(f"{name} is no time, so there is no day in whose index it belongs")
 
 
 class NewestEnd:

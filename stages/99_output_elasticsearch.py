@@ -34,6 +34,9 @@ DAY_S = 86_400
 
 class Config(Cluster, Output):
     prefix: str = Field("om-ns-netsage", description="Beginning of the names of indices; the day a flow started follows, as -YYYY.MM.DD")
+    time: str = Field(
+        "start", min_length=1, description="Field that says of which day a record is, with dots where it lies inside of others"
+    )
 
     @field_validator("prefix")
     @classmethod
@@ -49,6 +52,7 @@ class ElasticSink:
     def __init__(self, config: Config, fields: dict[str, str]) -> None:
         self._client = client(config)
         self._prefix, self._fields = config.prefix, fields
+        self._time = config.time
         self._places = [name.split(".") for name, word in fields.items() if word == "location"]
         self._warned: set[str] = set()
         self._bulk = Bulk(self._client, self._install, _flow_of)
@@ -85,7 +89,7 @@ class ElasticSink:
 
     def _document(self, batch: int, flow: Flow) -> Document:
         """ValueError if it has no day, TypeError if it cannot be written as JSON."""
-        day = day_of(flow.get("start"))
+        day = day_of(_value(flow, self._time), self._time)
         flow.pop("document_id", None)
         for path in self._places:
             _bare(flow, path)
@@ -102,6 +106,14 @@ class ElasticSink:
 
     def close(self) -> None:
         self._bulk.close()
+
+
+def _value(flow: Flow, path: str) -> Any:
+    """What lies at a path; None if nothing does."""
+    value: Any = flow
+    for name in path.split("."):
+        value = value.get(name) if value.__class__ is dict else None
+    return value
 
 
 def _bare(flow: Flow, path: list[str]) -> None:

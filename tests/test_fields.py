@@ -91,7 +91,7 @@ def test_all_that_is_wrong_with_writes_lines_is_said_at_once(tmp_path: Path) -> 
     (tmp_path / "93_c.py").write_text("def stage(:")
     with pytest.raises(SettingsError) as caught:
         of(tmp_path)
-    words = "text, texts, ip-masked, integer, number, boolean, date, location, object, removed"
+    words = "text, texts, ip, ip-masked, integer, number, boolean, date, location, object, removed"
     assert caught.value.errors == [
         f"{tmp_path}/91_a.py: Writes meta.a: begins with no type word: write two blanks and one of {words}",
         f"{tmp_path}/91_a.py: Writes meta.b one blank: begins with no type word: write two blanks and one of {words}",

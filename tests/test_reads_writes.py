@@ -23,7 +23,7 @@ from netsage_pipeline.tables import Tables
 from tests.conftest import CONFORMANCE
 from tests.flows import MISSING, NOW, flow
 
-TYPE_WORDS = {"text", "texts", "integer", "number", "date", "location", "object", "ip-masked", "removed"}
+TYPE_WORDS = {"text", "texts", "integer", "number", "date", "location", "object", "ip", "ip-masked", "removed"}
 
 #: Objects that every stage goes through to what is in them: to touch them says nothing.
 CONTAINERS = {"meta", "values"}

@@ -60,7 +60,9 @@ def replay(
     flow_type: str,
     min_bytes: int,
 ) -> None:
-    """Run dumps through the chain: JSON, NDJSON, .gz, .zst, nfcapd files, dead letters, directories of them, - for standard input."""
+    """Run dumps through the chain: JSON, NDJSON, .gz, .zst, nfcapd files, dead letters, directories of them, - for standard input.
+
+    With --conf conf.d/probe: saved output of netstat -nte and ss -tunp."""
     with refusing_settings():
         fixed = _unix_time(at)
         stages = stages_of(conf, directory, ("01_", "99_") if to else ("01_",))
@@ -161,7 +163,7 @@ def output_of(stages: list[Configured], to: str | None, directory: Path | None) 
     for stage in stages:
         if to is None and stage.file.factory == "sink" and stage.config.enabled and getattr(stage.config, "for_replays", True):
             path = getattr(stage.config, "path", stage.name)
-            opens = partial(stage.file.open_sink, stage.config, partial(field_table, directory))
+            opens = partial(stage.file.open_sink, stage.config, partial(field_table, directory, stages))
             return opens, "standard output" if path == "-" else str(path)
     file = stagefile.find([folders.shipped("stages")])["99_output_file"]
     settings = file.module.Config(path=to or "-")

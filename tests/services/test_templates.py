@@ -84,6 +84,7 @@ def aggregated(client: Elasticsearch, name: str, mapping: dict[str, str]) -> set
     """The fields that an aggregation fit for their type finds values in."""
     of_type: dict[str, Any] = {
         "keyword": lambda field: {"terms": {"field": field}},
+        "ip": lambda field: {"terms": {"field": field}},
         "long": lambda field: {"stats": {"field": field}},
         "double": lambda field: {"stats": {"field": field}},
         "boolean": lambda field: {"terms": {"field": field}},
@@ -158,6 +159,7 @@ def test_a_location_that_cannot_be_indexed_does_not_keep_a_flow_out(client: Elas
 VALUES: dict[str, Any] = {
     "text": "a",
     "texts": ["a", None, "b"],
+    "ip": "192.0.2.1",
     "ip-masked": "192.0.2.x",
     "integer": 2**62,
     "number": 1.5,
@@ -179,7 +181,7 @@ def test_a_field_of_an_operators_stage_is_mapped_and_can_be_aggregated(client: E
     document = {"meta": {name.removeprefix("meta."): VALUES[word] for word, name in names.items()} | {"src_rank": 1, "dst_rank": 2}}
     index(client, f"{prefix}-{DAY}", [document])
     mapping = mapping_of(client, f"{prefix}-{DAY}")
-    kinds = ["keyword", "keyword", "keyword", "long", "double", "boolean", "date", "geo_point", None, "keyword"]
+    kinds = ["keyword", "keyword", "ip", "keyword", "long", "double", "boolean", "date", "geo_point", None, "keyword"]
     assert [mapping.get(name) for name in names.values()] == kinds
     expected = {name for word, name in names.items() if word != "object"} | {"meta.src_rank", "meta.dst_rank"}
     assert aggregated(client, f"{prefix}-{DAY}", mapping) == expected

@@ -78,9 +78,9 @@ def sinking(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answers], Any
     monkeypatch.setattr(bulk, "LAST_PAUSE", 0.02)
     monkeypatch.setattr(output.templates, "install", lambda *_: [])
 
-    def make(answers: Answers) -> Any:
+    def make(answers: Answers, **settings: Any) -> Any:
         monkeypatch.setattr(output, "client", lambda _config: answers)
-        made.append(output.sink(output.Config(prefix="flows"), {}))
+        made.append(output.sink(output.Config(prefix="flows", **settings), {}))
         return made[-1]
 
     yield make
@@ -113,6 +113,23 @@ def test_a_flow_is_written_under_its_id_into_the_index_of_its_day(sinking: Calla
         {"_index": f"flows-2026.11.{day}", "_id": each} for day, each in zip(("01", "02", "01"), known_as, strict=True)
     ]
     assert answers.requests[0] == [each | {"document_id": known} for each, known in zip(flows, known_as, strict=True)]
+
+
+@pytest.mark.parametrize(("time", "day"), [("@timestamp", "02"), ("event.created", "03"), ("start", "01")])
+def test_the_day_is_that_of_the_field_that_the_settings_name(sinking: Callable[..., Any], time: str, day: str) -> None:
+    answers = Answers(stored)
+    sink = sinking(answers, time=time)
+    times = {"@timestamp": "2026-11-02T00:00:00.000Z", "event": {"created": "2026-11-03T00:00:00.000Z"}}
+    sink.write(1, [flow(1, **times)])
+    assert outcome(sink, 1) == [Stored(1, 1, [])]
+    assert answers.actions[0]["_index"] == f"flows-2026.11.{day}"
+
+
+@pytest.mark.parametrize("bad", [{}, {"event": None}, {"event": {"created": "soon"}}, {"event": [1]}])
+def test_what_has_no_time_there_is_refused(sinking: Callable[..., Any], bad: dict[str, Any]) -> None:
+    sink = sinking(Answers(stored), time="event.created")
+    sink.write(1, [flow(1, **bad)])
+    assert outcome(sink, 1) == [Stored(1, 0, [(flow(1, **bad), "event.created is no time, so there is no day in whose index it belongs")])]
 
 
 def test_of_a_place_only_its_point_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

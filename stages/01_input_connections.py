@@ -1,0 +1,275 @@
+"""01 input connections: this machine's TCP and UDP connections, as netstat -nte shows them, every so many seconds.
+
+Reads   nothing
+Writes  @timestamp  date, when it was seen
+        host  text, name of this machine
+        proto  text, tcp, tcp6, udp or udp6
+        localip, foreignip  ip
+        localport, foreignport  integer
+        state  text, as netstat writes it
+        user  text, number of the user whose socket it is
+        inode  integer, of the socket; 0 when no process has it
+        direction  text, server where this machine listens on the local port, else client
+        process  text, name
+        pid  integer
+        path  text, of the program
+        command  text, the command line, with command_line
+        event  text, found, opened or closed, with records = "changes"
+Source  /proc/net and /proc/PID (Linux)
+Drops   nothing; what the output refuses goes to dead-letters.ndjson beside the state
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import structlog
+from pydantic import Field
+
+from netsage_pipeline.config import Input, SettingsError
+from netsage_pipeline.connections import PROC, Seen, connections
+from netsage_pipeline.flow import Delivery
+from netsage_pipeline.times import iso
+
+log = structlog.get_logger(__name__)
+
+#: Records in a message, and messages that are delivered at once.
+TOGETHER = 200
+AT_ONCE = 10
+
+#: States of a connection that was ended on this side. Its socket is no process's any more.
+ENDED = frozenset(("FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE", "LAST_ACK", "CLOSING"))
+
+#: A connection while it is there: proto, both addresses and ports.
+Ends = tuple[Any, ...]
+
+
+class Config(Input):
+    interval_s: float = Field(30, ge=0.1, description="Time between two snapshots, seconds")
+    records: Literal["snapshots", "changes"] = Field(
+        "snapshots", description="snapshots: each time all connections; changes: each once when it is opened, and once when it is closed"
+    )
+    command_line: bool = Field(False, description="Whether the command line of the process is given; it may hold secrets")
+
+
+class ConnectionsSource:
+    """Snapshots, each kept in a file until all that came of it is stored, so that what was taken is not lost with the process."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._directory = config.state / "taken"
+        self._letters = config.state / "dead-letters.ndjson"
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            for torn in self._directory.glob("*.part"):
+                torn.unlink()
+        except OSError as error:
+            raise SettingsError([f"{self._directory}: cannot be written: {error.strerror}: name another directory (state)"]) from None
+        if not (PROC / "net" / "tcp").exists():
+            raise SettingsError([f"{PROC}/net/tcp: is not there: the probe needs Linux with /proc"])
+        self._host = socket.gethostname()
+        self._kept = deque(sorted(self._directory.glob("*.ndjson")))  # and not delivered yet
+        self._number = int(self._kept[-1].stem) if self._kept else 0
+        self._waiting: deque[bytes] = deque()  # messages of the file that is being delivered
+        self._delivered = 0
+        self._files: deque[tuple[int, Path]] = deque()  # number of the last message of a file → the file
+        self._known: dict[Ends, dict[str, Any]] | None = None
+        self._due = time.monotonic()
+        self._left_out = 0
+        self._why = ""
+        self._said: set[str] = set()
+        self._unburied: list[tuple[int, bytes]] = []
+
+    @property
+    def name(self) -> str:
+        return "connections"
+
+    @property
+    def caught_up(self) -> bool:
+        return not self._kept and not self._waiting
+
+    @property
+    def connected(self) -> bool:
+        return True
+
+    def receive(self, seconds: float) -> list[Delivery]:
+        if self.caught_up:
+            time.sleep(min(max(self._due - time.monotonic(), 0), seconds))
+            if time.monotonic() >= self._due:
+                self._take()
+        deliveries: list[Delivery] = []
+        while len(deliveries) < AT_ONCE and (self._waiting or self._kept):
+            if not self._waiting:
+                self._open(self._kept.popleft())
+                continue
+            self._delivered += 1
+            deliveries.append(Delivery(self._waiting.popleft(), "", self._delivered))
+        return deliveries
+
+    def _open(self, path: Path) -> None:
+        try:
+            self._waiting.extend(path.read_bytes().splitlines())
+        except OSError as error:
+            log.warning("a snapshot cannot be read and is left where it is", file=path.name, reason=error.strerror)
+        else:
+            self._files.append((self._delivered + len(self._waiting), path))
+
+    def turn(self, seconds: float) -> None:
+        """The output takes no more: no snapshot is taken."""
+        self._why = "the output takes no more"
+        time.sleep(seconds)
+
+    def pause(self) -> None:
+        """What was delivered is in files, and needs not be given back."""
+
+    def acknowledge(self, receipt: int) -> None:
+        while self._files and self._files[0][0] <= receipt:
+            self._files.popleft()[1].unlink(missing_ok=True)
+
+    # Snapshots.
+
+    def _take(self) -> None:
+        """Takes a snapshot and keeps it. One that cannot be kept was not taken."""
+        self._pass(time.monotonic())
+        seen = connections(command_line=self._config.command_line)
+        self._say_what_is_hidden(seen)
+        at = {"@timestamp": iso(time.time()), "host": self._host}
+        known = self._known
+        if self._config.records == "changes":
+            known, made = changes(self._known, seen.records)
+        else:
+            made = seen.records
+        try:
+            self._keep([at | record for record in made])
+        except OSError as error:
+            self._left_out += 1
+            self._why = "they could not be kept"
+            self._warn("snapshots cannot be kept and are left out until they can", directory=str(self._directory), reason=error.strerror)
+            return
+        self._known = known
+        self._say_what_was_left_out()
+
+    def _pass(self, now: float) -> None:
+        """Goes on to the time that is due next, and counts those that went by without a snapshot."""
+        late = int((now - self._due) // self._config.interval_s)
+        self._due += (late + 1) * self._config.interval_s
+        self._left_out += late
+
+    def _keep(self, records: list[dict[str, Any]]) -> None:
+        if not records:
+            return
+        self._number += 1
+        path = self._directory / f"{self._number:012d}.ndjson"
+        part = path.with_suffix(".part")
+        lines = [orjson.dumps(records[i : i + TOGETHER]) + b"\n" for i in range(0, len(records), TOGETHER)]
+        try:
+            with os.fdopen(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        self._kept.append(path)
+
+    def _say_what_is_hidden(self, seen: Seen) -> None:
+        if seen.nameless and (seen.hidden or os.geteuid()):
+            self._warn(
+                "may not see the processes of all connections: "
+                "for those of other users it needs the capabilities CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, which root has",
+                connections=seen.nameless,
+                processes=seen.hidden,
+            )
+
+    def _warn(self, line: str, **values: Any) -> None:
+        """Says so once."""
+        if line not in self._said:
+            self._said.add(line)
+            log.warning(line, **values)
+
+    def _say_what_was_left_out(self) -> None:
+        if self._left_out:
+            why = self._why or "taking one takes longer than interval_s"
+            log.warning("snapshots were left out", snapshots=self._left_out, reason=why)
+        self._left_out, self._why = 0, ""
+
+    # Dead letters.
+
+    def bury(self, number: int, _message_id: str, letter: bytes) -> None:
+        self._unburied.append((number, letter))
+
+    def buried(self) -> list[int]:
+        if not self._unburied:
+            return []
+        numbers = [number for number, _ in self._unburied]
+        try:
+            file = os.open(self._letters, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+            try:
+                _append(file, b"".join(letter + b"\n" for _, letter in self._unburied))
+            finally:
+                os.close(file)
+        except OSError as error:
+            self._warn("waits until dead letters can be kept", file=str(self._letters), reason=error.strerror)
+            return []
+        self._unburied.clear()
+        return numbers
+
+    def close(self) -> None:
+        if time.monotonic() > self._due + self._config.interval_s:
+            self._pass(time.monotonic())
+        self._say_what_was_left_out()
+
+
+def changes(
+    known: dict[Ends, dict[str, Any]] | None, records: list[dict[str, Any]]
+) -> tuple[dict[Ends, dict[str, Any]], list[dict[str, Any]]]:
+    """What is there now, and a record of each connection that was opened or closed since `known`; without it all were found.
+
+    A connection keeps the process that it was last seen with, and its direction.
+    """
+    there: dict[Ends, dict[str, Any]] = {}
+    made: list[dict[str, Any]] = []
+    for record in records:
+        ends = tuple(record[name] for name in ("proto", "localip", "localport", "foreignip", "foreignport"))
+        before = (known or {}).get(ends)
+        if before is not None and _is_the_same(before, record):
+            there[ends] = before | record | {"direction": before["direction"]}
+            if before["inode"] and not record["inode"]:
+                there[ends] |= {"inode": before["inode"], "user": before["user"]}
+            continue
+        if before is not None:
+            made.append(before | {"event": "closed"})
+        there[ends] = record
+        made.append(record | {"event": "found" if known is None else "opened"})
+    made += [before | {"event": "closed"} for ends, before in (known or {}).items() if ends not in there]
+    return there, made
+
+
+def _is_the_same(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether it is the same connection, and not another one between the same ends."""
+    if before["inode"] and now["inode"]:
+        return bool(before["inode"] == now["inode"])
+    return before["state"] not in ENDED or now["state"] in ENDED
+
+
+def _append(file: int, content: bytes) -> None:
+    """All of it, durable, or nothing. OSError."""
+    size = os.fstat(file).st_size
+    try:
+        while content:
+            content = content[os.write(file, content) :]
+        os.fsync(file)
+    except OSError:
+        os.ftruncate(file, size)
+        raise
+
+
+def source(config: Config) -> ConnectionsSource:
+    return ConnectionsSource(config)
