@@ -21,6 +21,7 @@ from netsage_pipeline.compose import Configured, configured
 from netsage_pipeline.config import shown
 from netsage_pipeline.fields import EXPORTED, STORED, TSTAT, TYPES, written
 from netsage_pipeline.metrics import EVERY_S, METRICS, SERIES
+from netsage_pipeline.plugins import Plugin
 from netsage_pipeline.templates import MAPPED
 
 GENERATED = "<!-- Written by docs/generate.py; do not edit. -->"
@@ -77,8 +78,9 @@ def settings_page() -> Iterator[str]:
     yield "\nOne TOML file for each stage in `conf.d/`. Every stage has `enabled` (default true)."
     yield "`netsage-pipeline config` shows what is in effect.\n"
     yield "| stage | setting | default | meaning |\n|---|---|---|---|"
-    for name, file in stagefile.find([folders.shipped("stages")]).items():
-        for setting, field in file.module.Config.model_fields.items():
+    of_stages = [(name, file.module.Config) for name, file in stagefile.find([folders.shipped("stages")]).items()]
+    for name, model in [*of_stages, ("plugins of `netsage-pipeline pmacct`", Plugin)]:
+        for setting, field in model.model_fields.items():
             if setting != "enabled":
                 default = "required" if field.is_required() else f"`{shown(field.get_default(call_default_factory=True))}`"
                 yield f"| {name} | `{setting}` | {default} | {(field.description or '').replace('|', '/')} |"

@@ -78,10 +78,21 @@ class Bulk:
 
     prepare   called before the first request, and again after every failure, until it succeeds; raises what the client raises
     given     makes the flow again of a document's source, for a refusal
+    most      documents in a request
+    tells     whether each request that holds refused documents is worth a line
     """
 
-    def __init__(self, client: Elasticsearch, prepare: Callable[[], None], given: Callable[[bytes], Flow]) -> None:
+    def __init__(
+        self,
+        client: Elasticsearch,
+        prepare: Callable[[], object],
+        given: Callable[[bytes], Flow],
+        *,
+        most: int = REQUEST_DOCUMENTS,
+        tells: bool = True,
+    ) -> None:
         self._client, self._prepare, self._given = client, prepare, given
+        self._most, self._tells = most, tells
         self._changed = threading.Condition()
         self._preparing = threading.Lock()
         self._prepared_until = 0.0
@@ -138,7 +149,7 @@ class Bulk:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             documents: list[Document] = []
             size = 0
-            while self._waiting and not self._closed and len(documents) < REQUEST_DOCUMENTS and size < self._most_bytes:
+            while self._waiting and not self._closed and len(documents) < self._most and size < self._most_bytes:
                 documents.append(self._waiting.popleft())
                 size += len(documents[-1].source)
         return documents
@@ -222,7 +233,7 @@ class Bulk:
 
     def _done(self, documents: list[Document], reasons: list[str], of: int) -> None:
         """These, of so many in the request, are settled: stored, or refused with a reason."""
-        refused = Counter((each.target, reason) for each, reason in zip(documents, reasons, strict=True) if reason)
+        refused = Counter((each.target, reason) for each, reason in zip(documents, reasons, strict=True) if reason and self._tells)
         for (target, reason), count in refused.items():
             log.warning(f"{count} of {of} refused by {target}: {reason}")
         with self._changed:

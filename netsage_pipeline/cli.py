@@ -13,6 +13,7 @@ from netsage_pipeline.commands.fields import show_fields
 from netsage_pipeline.commands.health import health
 from netsage_pipeline.commands.ledger import ledger_commands
 from netsage_pipeline.commands.lookups import lookups
+from netsage_pipeline.commands.pmacct import pmacct_records
 from netsage_pipeline.commands.publish import publish_dumps
 from netsage_pipeline.commands.replay import replay
 from netsage_pipeline.commands.retain import retain
@@ -33,6 +34,7 @@ Examples:
   netsage-pipeline retain --prefix om-ns-netsage --older-than 30d --dry-run
   netsage-pipeline doctor
   netsage-pipeline health --conf /etc/netsage/conf.d/sink --ready
+  netsage-pipeline pmacct my_print --conf /etc/netsage/pmacct
   netsage-pipeline dead-letters list
   netsage-pipeline dead-letters replay --stage 50_asn
   netsage-pipeline ledger show
@@ -67,6 +69,7 @@ for command in (
     replay,
     dump_records,
     retain,
+    pmacct_records,
     run_demo,
     check,
     stages,

@@ -72,6 +72,8 @@ class Rows:
     minimum_bytes: int = 0
     #: Address of an exporter: what others sent is left out, before aggregation.
     router: str | None = None
+    #: Whether it is the sensor also of records that name one themselves, which nfdump's do not.
+    overrides: bool = False
 
 
 def is_nfcapd(path: Path) -> bool:

@@ -1,7 +1,8 @@
 """Reading dumps: files and directories → messages, in order of capture time.
 
-A file may hold NDJSON (flows or arrays of flows, one a line), one JSON document (a flow or an array, over many lines), dead letters, saved
-output of netstat or ss, any of these compressed with gzip or zstd, or be one of nfcapd's, which nfdump reads.
+A file may hold NDJSON (flows or arrays of flows, one a line), one JSON document (a flow or an array, over many lines), dead letters,
+records of pmacct (JSON or CSV) or of Logstash's netflow module, saved output of netstat or ss, any of these compressed with gzip or zstd,
+or be one of nfcapd's, which nfdump reads.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import orjson
 import structlog
 import zstandard
 
-from netsage_pipeline import netstat, nfdump
+from netsage_pipeline import netflow_module, netstat, nfdump, pmacct
+from netsage_pipeline.flow import Flow
+from netsage_pipeline.foreign import flow_of
 from netsage_pipeline.times import iso
 
 log = structlog.get_logger(__name__)
@@ -42,6 +45,9 @@ _DAMAGE = (EOFError, zlib.error, zstandard.ZstdError)
 
 #: Characters that the heading of a list of connections has at least.
 _HEADING = 100
+
+#: What every record of another program holds, and hardly any flow.
+_FOREIGN = re.compile(rb'"(?:bytes|packets|event_type|netflow)"\s*:|"netflow\.')
 
 _STAMP = re.compile(r"(?<!\d)(\d{12})(\d{2})?(?!\d)")
 
@@ -119,16 +125,55 @@ def messages(dump: Dump, rows: nfdump.Rows | None, counts: Counter[str], advance
             yield from _of_nfcapd(dump.path, rows or nfdump.Rows(sensor_id=dump.path.parent.name), counts)
             advance(dump.bytes)
         elif dump.path is None:
-            yield from _of_stream(sys.stdin.buffer, dump.name, advance, seen)
+            yield from _as_flows(_of_stream(sys.stdin.buffer, dump.name, advance, seen), rows or nfdump.Rows(sensor_id=""))
         else:
             with dump.path.open("rb") as file:
-                yield from _of_stream(file, dump.name, advance, seen)
+                yield from _as_flows(_of_stream(file, dump.name, advance, seen), rows or nfdump.Rows(sensor_id=dump.path.parent.name))
     except OSError as error:
         raise DumpError(f"{dump.name}: cannot be read: {error.strerror or error}") from None
     except _DAMAGE as error:
         raise DumpError(f"{dump.name}: is truncated or damaged: {error}: fetch it again; the flows before were read") from None
     except nfdump.NfdumpError as error:
         raise DumpError(str(error)) from None
+
+
+def _as_flows(found: Iterator[Message], rows: nfdump.Rows) -> Iterator[Message]:
+    """The messages, with flows in place of records of other programs."""
+    for message in found:
+        if not _FOREIGN.search(message.body):
+            yield message
+            continue
+        try:
+            given = orjson.loads(message.body)
+        except orjson.JSONDecodeError:
+            yield message
+            continue
+        many = isinstance(given, list)
+        flows = [each for each in (_as_flow(value, rows) for value in (given if many else [given])) if each is not None]
+        if flows:
+            yield message._replace(body=orjson.dumps(flows if many else flows[0]))
+
+
+def _as_flow(value: Any, rows: nfdump.Rows) -> Any:
+    """A record of another program as a flow, None if it is a remark of that program; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    document: Flow = value["_source"] if isinstance(value.get("_source"), dict) and "_index" in value else value
+    if pmacct.is_record(document):
+        return None if pmacct.is_event(document) else flow_of(document, pmacct.NAMES, rows)
+    fields = netflow_module.fields_of(document)
+    return value if fields is None else flow_of(fields, netflow_module.NAMES, rows)
+
+
+def _of_table(table: pmacct.Columns, lines: Iterator[tuple[int, bytes]], first: bytes, name: str) -> Iterator[Message]:
+    """The lines of CSV as JSON; one that has not as many values as there are columns as it is."""
+    for number, line in lines:
+        if line.strip() and line.rstrip() != first.rstrip() and not pmacct.is_marker(line):
+            try:
+                body = orjson.dumps(table.record(line))
+            except ValueError:
+                body = line
+            yield Message(body, name, str(number))
 
 
 def _dump(path: Path) -> Dump:
@@ -179,8 +224,10 @@ def _holds_flows(path: Path, tell: Callable[[str], None]) -> bool:
     try:
         if nfdump.is_nfcapd(path):
             return not nfdump.is_empty(path)
-        first = _first_line(path)
-        return first[:1] in (b"{", b"[") or netstat.is_saved(first)
+        with path.open("rb") as file:
+            begin = b"".join(islice(_decompressed(_Counted(file)), 2)).lstrip()  # The first one may be what was looked at: 4 bytes.
+        lines = (line for line in begin.splitlines() if not pmacct.is_marker(line))
+        return begin[:1] in (b"{", b"[") or pmacct.is_table(next(lines, b"")) or netstat.is_saved(_first_line(path))
     except OSError as error:
         tell(f"{path}: cannot be read: {error.strerror or error}")
         return False
@@ -254,12 +301,16 @@ def _of_netstat(lines: Iterator[tuple[int, bytes]], name: str, seen: _Seen) -> I
 def _of_stream(file: BinaryIO, name: str, advance: Callable[[int], object], seen: _Seen) -> Iterator[Message]:
     chunks = _decompressed(_Counted(file, advance))
     lines = _lines(chunks)
-    first = next(((number, line) for number, line in lines if line.strip()), None)
+    first = next(((number, line) for number, line in lines if line.strip() and not pmacct.is_marker(line)), None)
     if first is None:
         return
     number, line = first
     if netstat.is_saved(line):
         yield from _of_netstat(chain([first], lines), name, seen)
+        return
+    table = pmacct.columns(line) if pmacct.is_table(line) else None
+    if table is not None:
+        yield from _of_table(table, lines, line, name)
         return
     if line.lstrip()[:1] in (b"{", b"[") and not _is_json(line):
         gathered, damage = _gathered(line, lines)

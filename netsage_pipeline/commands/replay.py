@@ -27,9 +27,11 @@ from netsage_pipeline.replay import OutputError, Replay, Summary
 from netsage_pipeline.terminal import INTERRUPTED, NOTHING_READ, leave_standard_output, refusing_settings, tell
 
 sensor_option = click.option(
-    "--sensor", help="Sensor name for nfcapd files; default: the nearest directory above them whose name is not a number"
+    "--sensor",
+    help="Sensor name for nfcapd files and records of pmacct and the netflow module; default: what the record says (label, tag, host), "
+    "else the nearest directory above the file whose name is not a number",
 )
-flow_type_option = click.option("--flow-type", default="netflow", show_default=True, help="Flow type for nfcapd files")
+flow_type_option = click.option("--flow-type", default="netflow", show_default=True, help="Flow type for the same")
 min_bytes_option = click.option(
     "--min-bytes", default=0, show_default=True, help="Leave out rows of nfcapd files with fewer bytes, after aggregation"
 )
@@ -60,7 +62,8 @@ def replay(
     flow_type: str,
     min_bytes: int,
 ) -> None:
-    """Run dumps through the chain: JSON, NDJSON, .gz, .zst, nfcapd files, dead letters, directories of them, - for standard input.
+    """Run dumps through the chain: JSON, NDJSON, .gz, .zst, nfcapd files, records of pmacct (JSON, CSV) and of Logstash's netflow
+    module, dead letters, directories of them, - for standard input.
 
     With --conf conf.d/probe: saved output of netstat -nte and ss -tunp."""
     with refusing_settings():
@@ -124,8 +127,8 @@ def open_private(path: Path) -> BinaryIO:
 
 
 def rows_of(sensor: str | None, flow_type: str, min_bytes: int) -> Callable[[Dump], Rows]:
-    """How the rows of an nfcapd file become flows."""
-    return lambda dump: Rows(sensor_id=sensor or sensor_of(dump), flow_type=flow_type, minimum_bytes=min_bytes)
+    """How the rows of an nfcapd file, and the records of other programs, become flows."""
+    return lambda dump: Rows(sensor_id=sensor or sensor_of(dump), flow_type=flow_type, minimum_bytes=min_bytes, overrides=bool(sensor))
 
 
 def sensor_of(dump: Dump) -> str:
