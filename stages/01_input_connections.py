@@ -98,6 +98,11 @@ class ConnectionsSource:
     def connected(self) -> bool:
         return True
 
+    @property
+    def waiting(self) -> int:
+        """Snapshots that nobody was given yet."""
+        return len(self._kept)
+
     def receive(self, seconds: float) -> list[Delivery]:
         if self.caught_up:
             time.sleep(min(max(self._due - time.monotonic(), 0), seconds))
