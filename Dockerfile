@@ -13,7 +13,7 @@ COPY lookups lookups
 COPY conf.d conf.d
 COPY demo demo
 COPY new_stage new_stage
-RUN pip wheel --no-cache-dir --wheel-dir /wheels .
+RUN pip wheel --no-cache-dir --wheel-dir /wheels '.[kafka]'
 
 FROM python:3.11-slim-bookworm
 # nfdump for the importer, nfcapd and sfcapd for the collectors.
@@ -21,7 +21,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends nfdump nfdump-sflow \
  && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    pip install --no-cache-dir --no-index --find-links=/wheels --root-user-action=ignore netsage-pipeline
+    pip install --no-cache-dir --no-index --find-links=/wheels --root-user-action=ignore 'netsage-pipeline[kafka]'
 # The uid is fixed so that directories of the host can be given to it. The state holds full addresses: for its owner only.
 RUN groupadd --gid 10001 netsage \
  && useradd --uid 10001 --gid netsage --no-create-home --home-dir /var/lib/netsage --shell /usr/sbin/nologin netsage \

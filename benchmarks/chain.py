@@ -33,7 +33,7 @@ from netsage_pipeline.chain import Chain  # noqa: E402
 from netsage_pipeline.compose import configured  # noqa: E402
 from netsage_pipeline.ends import EndRun  # noqa: E402
 from netsage_pipeline.flow import Finished, Flow, Now  # noqa: E402
-from netsage_pipeline.tables import Tables  # noqa: E402
+from netsage_pipeline.tables.tables import Tables  # noqa: E402
 
 WARM, COLD = 8.0, 11.0
 

@@ -30,7 +30,7 @@ from benchmarks import material
 from benchmarks.queues import fill
 from netsage_pipeline import folders
 from netsage_pipeline.commands.run import working
-from netsage_pipeline.nfdump import ROW
+from netsage_pipeline.reading.nfdump import ROW
 from tests.services import rabbitmq
 from tests.services.netflow import Sent, collect, ipfix
 

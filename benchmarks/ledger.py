@@ -27,7 +27,7 @@ import msgpack
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from netsage_pipeline.flow import Changes, Finished
-from netsage_pipeline.ledger import Commit, Ledger
+from netsage_pipeline.worker.ledger import Commit, Ledger
 
 OPENED, GROWN, ENDED, KEYS = 2_000, 500, 1_500, 20
 

@@ -24,8 +24,8 @@ from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import configured
 from netsage_pipeline.ends import EndRun, Memory
 from netsage_pipeline.flow import Now
-from netsage_pipeline.ledger import KEY_BYTES, Commit, Ledger
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.tables.tables import Tables
+from netsage_pipeline.worker.ledger import KEY_BYTES, Commit, Ledger
 
 
 def resident() -> int:

@@ -39,13 +39,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import material
 from netsage_pipeline import folders
-from netsage_pipeline import ledger as ledgers
-from netsage_pipeline import run as worker
-from netsage_pipeline.amqp import Consumer, Publisher
-from netsage_pipeline.brokers import Broker, servers
 from netsage_pipeline.commands.run import working
 from netsage_pipeline.flow import Changes
-from netsage_pipeline.ledger import Commit, Ledger
+from netsage_pipeline.rabbitmq.amqp import Consumer, Publisher
+from netsage_pipeline.rabbitmq.brokers import Broker, servers
+from netsage_pipeline.worker import ledger as ledgers
+from netsage_pipeline.worker import run as worker
+from netsage_pipeline.worker.ledger import Commit, Ledger
+from netsage_pipeline.worker.run import Worker
 from tests.services import rabbitmq
 
 IN, OUT, EXCHANGE = "netsage_deidentifier_raw", "netsage_archive_input", "netsage.direct"
@@ -155,6 +156,7 @@ def work(count: int, together: int, held: int) -> dict[str, float]:
         ledgers.SEGMENT_BYTES = 1_000_000  # So that a checkpoint is under way all the time.
     began = time.perf_counter()
     with working(settings(together), None) as work:
+        assert isinstance(work, Worker)
         started = time.perf_counter() - began
         ledger: Any = work._ledger
         ledger.encode, ledger.write = timed(ledger.encode), timed(ledger.write)

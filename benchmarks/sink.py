@@ -28,11 +28,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import material
 from benchmarks.chain import through
 from benchmarks.queues import fill
-from netsage_pipeline import bulk, folders, templates
+from netsage_pipeline import folders
 from netsage_pipeline.commands.run import working
 from netsage_pipeline.documents import document_id
+from netsage_pipeline.elastic import bulk, templates
 from netsage_pipeline.flow import Flow, Now
 from netsage_pipeline.options import field_table, opened, stages_of
+from netsage_pipeline.worker.run import Worker
 from tests.services import elastic, rabbitmq
 
 LIMIT = 0.8
@@ -77,6 +79,7 @@ def client_bulk(client: Elasticsearch, requests: list[list[Any]], at_once: int) 
 def sink(count: int) -> tuple[float, float]:
     """Seconds, and CPU seconds, that the sink takes for what is in the queue."""
     with working(folders.shipped("conf.d") / "sink", None) as work:
+        assert isinstance(work, Worker)
         began = cpu = 0.0
 
         def stop() -> bool:

@@ -1,4 +1,4 @@
-"""Write the demo's lookup tables, in the formats that operators have: see README.md for each file."""
+"""Write the demo's lookup tables, in the formats that operators have: see the table in README.md."""
 
 import csv
 import json

@@ -19,10 +19,10 @@ from netsage_pipeline import folders, stagefile
 from netsage_pipeline.cli import main as main_command
 from netsage_pipeline.compose import Configured, configured
 from netsage_pipeline.config import shown
+from netsage_pipeline.elastic.templates import MAPPED
 from netsage_pipeline.fields import EXPORTED, STORED, TSTAT, TYPES, written
-from netsage_pipeline.metrics import EVERY_S, METRICS, SERIES
-from netsage_pipeline.plugins import Plugin
-from netsage_pipeline.templates import MAPPED
+from netsage_pipeline.monitoring.metrics import EVERY_S, METRICS, SERIES
+from netsage_pipeline.pmacct_plugin.settings import Plugin
 
 GENERATED = "<!-- Written by docs/generate.py; do not edit. -->"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from netsage_pipeline.mmdb import Mmdb, opened
+from netsage_pipeline.tables.mmdb import Mmdb, opened
 
 
 def open_table(path: Path) -> Mmdb:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from netsage_pipeline.mmdb import Mmdb, opened
+from netsage_pipeline.tables.mmdb import Mmdb, opened
 
 
 def open_table(path: Path) -> Mmdb:

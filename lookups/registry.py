@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from netsage_pipeline.mmdb import Mmdb, opened
+from netsage_pipeline.tables.mmdb import Mmdb, opened
 
 
 def open_table(path: Path) -> Mmdb:

@@ -12,7 +12,7 @@ import orjson
 
 from netsage_pipeline.compose import Configured
 from netsage_pipeline.flow import Flow, Sink, Stored
-from netsage_pipeline.read import Dump
+from netsage_pipeline.reading.read import Dump
 
 #: Seconds of traffic in a capture file.
 CAPTURE_S = 300

@@ -18,22 +18,23 @@ from typing import Any, NamedTuple
 from elasticsearch import Elasticsearch, NotFoundError
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from netsage_pipeline import templates
-from netsage_pipeline.brokers import Broker, connected, servers
-from netsage_pipeline.brokers import reason_of as reason_of_broker
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import Configured
 from netsage_pipeline.config import Input, SettingsError
-from netsage_pipeline.elastic import Cluster, client
-from netsage_pipeline.elastic import reason_of as reason_of_cluster
+from netsage_pipeline.elastic import templates
+from netsage_pipeline.elastic.cluster import Cluster, client
+from netsage_pipeline.elastic.cluster import reason_of as reason_of_cluster
 from netsage_pipeline.flow import Now
-from netsage_pipeline.health import look
-from netsage_pipeline.ledger import LedgerError, recovered, segments, size
 from netsage_pipeline.log import Redaction, secrets_of
-from netsage_pipeline.metrics import made_at
-from netsage_pipeline.read import stamped
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.monitoring.health import look
+from netsage_pipeline.monitoring.metrics import made_at
+from netsage_pipeline.rabbitmq.brokers import Broker, connected, servers
+from netsage_pipeline.rabbitmq.brokers import reason_of as reason_of_broker
+from netsage_pipeline.reading.read import stamped
+from netsage_pipeline.statedir import StateError
+from netsage_pipeline.tables.tables import Tables
 from netsage_pipeline.times import day_of
+from netsage_pipeline.worker.ledger import recovered, segments, size
 
 FINE, WAITING, BROKEN = "fine", "waiting", "broken"
 
@@ -251,7 +252,7 @@ def ledger(directory: Path) -> Said:
     if not health.pid and size(directory) < READ_BYTES:
         try:
             recovered(directory, touch=False)
-        except LedgerError as error:
+        except StateError as error:
             return Said(BROKEN, str(error))
     numbers = health.numbers
     held = f"{numbers['held'] or 0:,} held, {numbers['owed']:,} owed, " if numbers else ""

@@ -24,6 +24,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 
 from netsage_pipeline.addresses import mask, parse
 from netsage_pipeline.compose import Configured
+from netsage_pipeline.config import SettingsError
 from netsage_pipeline.times import iso
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -50,14 +51,15 @@ _PASSWORDS = [re.compile(rf"://[^\s/:@]*:({each})@") for each in (r"[^\s/]+?", r
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def configure(level: str, secrets: Sequence[str] = ()) -> None:
+def configure(secrets: Sequence[str] = (), level: str = "") -> None:
     """Sends all log lines, warnings and uncaught exceptions to standard error. May be called again, when the secrets are known.
 
-    level     debug, info, warning, error or critical; ValueError with a sentence for any other
     secrets   texts that are shown as ********, see `secrets_of`
+    level     debug, info, warning, error or critical, SettingsError for any other; default: NETSAGE_LOG_LEVEL, else info
     """
+    level = level or os.environ.get("NETSAGE_LOG_LEVEL") or "info"
     if level.lower() not in LEVELS:
-        raise ValueError(f"'{level}' is no level of log lines: {', '.join(LEVELS)}")
+        raise SettingsError([f"NETSAGE_LOG_LEVEL: '{level}' is none of {', '.join(LEVELS)}"])
     readable = sys.stderr.isatty()
     redacted = Redaction(secrets, printable=readable)
     handler = _Handler(redacted, _Readable() if readable else _json)

@@ -11,7 +11,7 @@ from netsage_pipeline import config, fields, folders, stagefile
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import Configured, configured, sees_addresses
 from netsage_pipeline.flow import Now
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.tables.tables import Tables
 from netsage_pipeline.terminal import tell
 
 conf_option = click.option("--conf", type=click.Path(path_type=Path), help="Directory of settings; default: ours")

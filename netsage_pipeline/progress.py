@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from netsage_pipeline.read import Dump
+from netsage_pipeline.reading.read import Dump
 
 #: Seconds between two lines about the progress where there is no terminal.
 PROGRESS_S = 30

@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.flow import Finished, Flow, Now, Sink, Stored
-from netsage_pipeline.nfdump import Rows
 from netsage_pipeline.progress import Progress
-from netsage_pipeline.read import Dump, DumpError, messages
+from netsage_pipeline.reading.nfdump import Rows
+from netsage_pipeline.reading.read import Dump, DumpError, messages
 
 #: Flows that are enriched and written at once, and that the output may have without having stored them.
 BATCH = 1_000

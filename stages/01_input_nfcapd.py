@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from netsage_pipeline.config import Input, SettingsError
-from netsage_pipeline.importing import Importer, Sensor
-from netsage_pipeline.nfdump import NfdumpError
+from netsage_pipeline.importer.importing import Importer, Sensor
+from netsage_pipeline.reading.nfdump import NfdumpError
 
 
 class Config(Input):

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from netsage_pipeline.amqp import Consumer, Publisher, Receipt
-from netsage_pipeline.brokers import Broker, servers
 from netsage_pipeline.config import Input
 from netsage_pipeline.flow import Delivery
+from netsage_pipeline.rabbitmq.amqp import Consumer, Publisher, Receipt
+from netsage_pipeline.rabbitmq.brokers import Broker, servers
 
 
 class Config(Broker, Input):

@@ -17,14 +17,14 @@ import structlog
 from elasticsearch import AuthorizationException
 from pydantic import Field, field_validator
 
-from netsage_pipeline import templates
-from netsage_pipeline.bulk import Bulk, Document
 from netsage_pipeline.config import Output
 from netsage_pipeline.documents import document_id
-from netsage_pipeline.elastic import Cluster, client, is_refusal
+from netsage_pipeline.elastic import templates
+from netsage_pipeline.elastic.bulk import Bulk, Document
+from netsage_pipeline.elastic.cluster import Cluster, client, is_refusal
+from netsage_pipeline.elastic.retention import wrong_with_prefix
 from netsage_pipeline.flow import Flow, Refusal, Stored
 from netsage_pipeline.jsonvalues import fault
-from netsage_pipeline.retention import wrong_with_prefix
 from netsage_pipeline.times import day_of
 
 log = structlog.get_logger(__name__)

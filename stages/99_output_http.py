@@ -17,7 +17,7 @@ from pydantic import Field, SecretStr, field_validator
 from netsage_pipeline.certificates import CaFile
 from netsage_pipeline.config import Output
 from netsage_pipeline.flow import Sink
-from netsage_pipeline.posts import HttpSink
+from netsage_pipeline.outputs.posts import HttpSink
 
 
 class Config(Output):

@@ -93,6 +93,6 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def sink(config: Config) -> Sink:
-    from netsage_pipeline.kafka import KafkaSink  # Its library need not be installed where this file is only read.  # noqa: PLC0415
+    from netsage_pipeline.outputs.kafka import KafkaSink  # Its library need not be installed where this file is only read.  # noqa: PLC0415
 
     return KafkaSink(_settings(config), config.topic, config.flows_per_message)

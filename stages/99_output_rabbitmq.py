@@ -15,12 +15,12 @@ from typing import ClassVar
 import orjson
 from pydantic import Field
 
-from netsage_pipeline.amqp import Publisher
-from netsage_pipeline.brokers import Broker, servers
 from netsage_pipeline.config import Output
 from netsage_pipeline.documents import document_id, identity
 from netsage_pipeline.flow import Delivery, Flow, Refusal, Stored
 from netsage_pipeline.jsonvalues import fault
+from netsage_pipeline.rabbitmq.amqp import Publisher
+from netsage_pipeline.rabbitmq.brokers import Broker, servers
 
 
 class Config(Broker, Output):

@@ -16,7 +16,7 @@ from netsage_pipeline import folders
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import Configured, configured
 from netsage_pipeline.flow import Flow, Lookups, Now
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.tables.tables import Tables
 from tests.flows import MISSING, NOW, flow
 
 Body = bytes

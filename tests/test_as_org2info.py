@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from netsage_pipeline.as_org2info import convert
-from netsage_pipeline.tables import read
+from netsage_pipeline.tables.as_org2info import convert
+from netsage_pipeline.tables.tables import read
 
 FILE = """\
 # name: AS Org

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netsage_pipeline.at_work import DEATHS, AtWork
+from netsage_pipeline.worker.at_work import DEATHS, AtWork
 
 NAMES = [f"{number:032x}" for number in range(8)]
 

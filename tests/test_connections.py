@@ -521,9 +521,9 @@ def test_what_was_taken_while_the_output_is_away_outlives_a_kill(tmp_path: Path)
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_the_stage_of_the_readme_masks_both_addresses(tmp_path: Path) -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    [stage] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if '"""70 mask' in block]
+def test_the_stage_of_the_page_masks_both_addresses(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "connections.md").read_text()
+    [stage] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if '"""70 mask' in block]
     written(tmp_path / "my-stages" / "70_mask.py", stage.encode())
     conf = conf_of(tmp_path)
     (conf / "70_mask.toml").touch()

@@ -15,7 +15,7 @@ import yaml
 
 from netsage_pipeline import folders
 from netsage_pipeline.fields import known
-from netsage_pipeline.metrics import METRICS
+from netsage_pipeline.monitoring.metrics import METRICS
 from netsage_pipeline.stagefile import find
 
 GRAFANA = Path(__file__).parent.parent / "grafana"

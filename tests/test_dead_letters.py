@@ -18,7 +18,7 @@ from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import Configured, configured
 from netsage_pipeline.deadletters import DECODE, body_of, envelope, is_envelope
 from netsage_pipeline.flow import Flow, Now
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.tables.tables import Tables
 from tests.conftest import CONFORMANCE
 from tests.flows import MISSING, NOW, flow
 

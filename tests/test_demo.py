@@ -17,9 +17,9 @@ from netsage_pipeline import demo, folders, stagefile
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import configured
 from netsage_pipeline.flow import Flow, Now
-from netsage_pipeline.read import Dump, find
+from netsage_pipeline.reading.read import Dump, find
 from netsage_pipeline.replay import Replay, Summary
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.tables.tables import Tables
 
 DEMO = folders.demo()
 EXPECTED: dict[str, Any] = json.loads((DEMO / "expected.json").read_text("utf-8"))

@@ -54,13 +54,28 @@ def test_every_command_and_option_is_on_the_page_of_commands(written: Path) -> N
     assert "| `--prefix TEXT` | required |" in page["netsage-pipeline retain"]
 
 
-def test_the_readme_names_only_commands_and_options_that_there_are() -> None:
-    named = re.findall(r"netsage-pipeline ([a-z-]+)", (ROOT / "README.md").read_text())
-    assert named
-    assert set(named) <= set(main.commands)
+def test_the_files_and_folders_that_the_design_names_are_there() -> None:
+    design = (ROOT / "docs" / "design.md").read_text()
+    named = re.findall(r"`([a-z_0-9/]+(?:\.py|/))`", design)
+    assert [name for name in named if not any((ROOT / top / name).exists() for top in (".", "netsage_pipeline"))] == []
+    folders_there = {f"{path.parent.name}/" for path in (ROOT / "netsage_pipeline").glob("*/__init__.py")}
+    assert folders_there <= set(named)
 
 
-def test_every_make_target_of_the_readme_is_in_the_makefile() -> None:
-    named = set(re.findall(r"^    make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_only_commands_targets_and_files_that_there_are(page: Path) -> None:
+    text = page.read_text()
+    assert set(re.findall(r"netsage-pipeline ([a-z-]+)", text)) <= set(main.commands)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {"demo", "test"} <= named <= targets
+    assert set(re.findall(r"^    make ([a-z-]+)", text, re.MULTILINE)) <= targets
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_opens_with_demo_and_test_and_leads_to_every_page() -> None:
+    readme = PAGES[0].read_text()
+    assert re.findall(r"^    make ([a-z-]+)", readme, re.MULTILINE)[:2] == ["demo", "test"]
+    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in readme] == []

@@ -23,12 +23,12 @@ from elasticsearch import ApiError, Elasticsearch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netsage_pipeline import dump as dumping
-from netsage_pipeline import spill
 from netsage_pipeline.config import SettingsError
-from netsage_pipeline.dump import Counting, NotDumped, Wanted, dump, line_of
-from netsage_pipeline.partfile import PartFile
-from netsage_pipeline.spill import Record, Spill
+from netsage_pipeline.elastic import dump as dumping
+from netsage_pipeline.elastic import spill
+from netsage_pipeline.elastic.dump import Counting, NotDumped, Wanted, dump, line_of
+from netsage_pipeline.elastic.partfile import PartFile
+from netsage_pipeline.elastic.spill import Record, Spill
 from tests.command import run
 
 WANTED = Wanted("flows-*", "2026-01-01T00:00:00.000000Z", "2026-01-02T00:00:00.000000Z", "", "@timestamp", "@timestamp", "document_id")

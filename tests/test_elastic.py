@@ -12,7 +12,7 @@ from elastic_transport import ApiResponseMeta, HttpHeaders, NodeConfig
 
 from netsage_pipeline import folders
 from netsage_pipeline.config import read, settings_of
-from netsage_pipeline.elastic import client, is_refusal, reason_of, refusal_of
+from netsage_pipeline.elastic.cluster import client, is_refusal, reason_of, refusal_of
 from tests.conftest import load_stage
 
 FILE = folders.shipped("conf.d") / "sink" / "99_output_elasticsearch.toml"

@@ -21,7 +21,7 @@ from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import Configured, configured
 from netsage_pipeline.ends import EndRun, EndStage, Memory
 from netsage_pipeline.flow import End, Flow, Now
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.tables.tables import Tables
 from tests.conftest import CONFORMANCE
 from tests.flows import MISSING, NOW, flow
 

@@ -16,7 +16,7 @@ from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import Configured, configured
 from netsage_pipeline.config import SettingsError
 from netsage_pipeline.flow import Now
-from netsage_pipeline.tables import Nothing, Tables
+from netsage_pipeline.tables.tables import Nothing, Tables
 from tests.command import conf_with, stage_file, tables_with
 from tests.flows import NOW, flow
 from tests.lookups.test_mmdb import write

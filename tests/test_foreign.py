@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsage_pipeline import netflow_module, pmacct
-from netsage_pipeline.foreign import flow_of, unix
-from netsage_pipeline.nfdump import Rows
-from netsage_pipeline.publish import parcels
-from netsage_pipeline.read import Dump, messages
+from netsage_pipeline.rabbitmq.publish import parcels
+from netsage_pipeline.reading import netflow_module, pmacct
+from netsage_pipeline.reading.foreign import flow_of, unix
+from netsage_pipeline.reading.nfdump import Rows
+from netsage_pipeline.reading.read import Dump, messages
 from tests.command import run, written
 
 RECORD = {

@@ -23,9 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from netsage_pipeline import ledger as module
 from netsage_pipeline.flow import Changes, Finished
-from netsage_pipeline.ledger import Commit, Ledger, LedgerError, NoRoom, State, holder, recovered, salvage, segments, size
+from netsage_pipeline.statedir import NoRoom, StateError, holder
+from netsage_pipeline.worker import ledger as module
+from netsage_pipeline.worker.ledger import Commit, Ledger, State, recovered, salvage, segments, size
 
 SMALL_SEGMENT = 400
 SMALL_STEP = 2
@@ -510,7 +511,7 @@ def test_any_flipped_byte_of_a_record_that_is_not_the_last_is_named(tmp_path: Pa
         damaged = bytearray(content)
         damaged[place] ^= 1 + place % 255
         path.write_bytes(damaged)
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(StateError) as caught:
             recovered(tmp_path)
         begin = 0 if place < first else first
         assert str(caught.value).startswith(f"{path}: is damaged at byte {begin:,}: ")
@@ -526,7 +527,7 @@ def test_a_flipped_byte_in_the_body_of_the_last_record_is_named_too(tmp_path: Pa
     content = bytearray(worker.ledger._path.read_bytes())
     content[-5] ^= 1
     worker.ledger._path.write_bytes(content)
-    with pytest.raises(LedgerError, match=r"is damaged at byte \d+: a record is not what was written: "):
+    with pytest.raises(StateError, match=r"is damaged at byte \d+: a record is not what was written: "):
         Ledger(tmp_path)
 
 
@@ -578,7 +579,7 @@ def test_a_damaged_ledger_is_refused_in_one_line_and_left_as_it_is(tmp_path: Pat
     expected = damage(paths)
     before = {path: path.read_bytes() for path in paths if path.is_file()}
     for _ in range(2):  # The lock is free again.
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(StateError) as caught:
             Ledger(worker.directory)
         assert str(caught.value).startswith(expected)
         assert "\n" not in str(caught.value)
@@ -661,11 +662,11 @@ def test_salvage_does_not_touch_the_ledger_of_a_newer_version_or_one_in_use(tmp_
     worker, paths = with_segments(tmp_path)
     make_newer(paths)
     before = sorted(path.name for path in worker.directory.iterdir())
-    with pytest.raises(LedgerError, match="was written by a newer version"):
+    with pytest.raises(StateError, match="was written by a newer version"):
         salvage(worker.directory)
     assert sorted(path.name for path in worker.directory.iterdir()) == before
     ledger = Ledger(tmp_path / "other")
-    with pytest.raises(LedgerError, match="in use by process"):
+    with pytest.raises(StateError, match="in use by process"):
         salvage(tmp_path / "other")
     ledger.close()
 
@@ -720,7 +721,7 @@ def test_a_flow_that_contains_the_mark_of_a_record_harms_neither_recovery_nor_sa
     damaged = bytearray(path.read_bytes())
     damaged[end - 30] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(LedgerError, match=f"is damaged at byte {begin:,}: a record is not what was written"):
+    with pytest.raises(StateError, match=f"is damaged at byte {begin:,}: a record is not what was written"):
         Ledger(tmp_path)
     state, faults, _ = salvage(tmp_path)
     assert faults == [f"{path}: bytes {begin:,} to {end:,}: cannot be read, passed over"]
@@ -734,7 +735,7 @@ def test_a_flow_that_contains_the_mark_of_a_record_harms_neither_recovery_nor_sa
 def test_a_second_worker_is_refused_and_told_which_process_it_is(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     assert holder(tmp_path) == str(os.getpid())
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(StateError) as caught:
         Ledger(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: is in use by process {os.getpid()}: it belongs to one process; give another one a directory of its own (state)"
@@ -749,7 +750,7 @@ def test_who_asks_for_the_holder_stands_in_nobodys_way(tmp_path: Path) -> None:
     Ledger(tmp_path).close()
     with (tmp_path / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        with pytest.raises(LedgerError, match="in use by process"):  # For longer than a moment it would.
+        with pytest.raises(StateError, match="in use by process"):  # For longer than a moment it would.
             Ledger(tmp_path)
     (tmp_path / "lock").write_text("")
     with (tmp_path / "lock").open() as lock:
@@ -758,7 +759,7 @@ def test_who_asks_for_the_holder_stands_in_nobodys_way(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_leaves_no_lock(tmp_path: Path) -> None:
-    script = f"import os, netsage_pipeline.ledger as l, pathlib; l.Ledger(pathlib.Path({str(tmp_path)!r})); os.kill(os.getpid(), 9)"
+    script = f"import os, netsage_pipeline.worker.ledger as l, pathlib; l.Ledger(pathlib.Path({str(tmp_path)!r})); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     assert holder(tmp_path) == ""
     Ledger(tmp_path).close()
@@ -773,7 +774,7 @@ def test_a_directory_that_cannot_be_used_is_named_in_one_line(tmp_path: Path) ->
         (tmp_path / "ledger", "Is a directory"),
         (Path("/proc/netsage"), "No such file or directory"),
     ):
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(StateError) as caught:
             Ledger(directory)
         assert str(caught.value) == f"{directory}: cannot be used for its state: {fault}: name another directory (state)"
 
@@ -793,7 +794,7 @@ def test_a_disk_that_fails_is_named_in_one_line(tmp_path: Path, monkeypatch: pyt
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, name, fail)
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(StateError) as caught:
         worker.work(Random(2), 1)
     path = tmp_path / "journal-00000001"
     assert str(caught.value) == f"{path}: cannot be written: Input/output error: see to the disk, then start again"
@@ -923,12 +924,12 @@ def test_a_worker_can_start_on_a_full_disk_and_what_needs_room_says_so_in_one_li
     worker.ledger = Ledger(worker.directory)
     assert holder(worker.directory) in {str(os.getpid()), "unknown"}
     assert seen(worker.ledger.state) == worker.book.as_seen()
-    with pytest.raises(LedgerError, match=rf"^{worker.directory}: No space left on device: make room, then try again$"):
+    with pytest.raises(StateError, match=rf"^{worker.directory}: No space left on device: make room, then try again$"):
         worker.ledger.checkpoint()
     worker.ledger.close()
-    with pytest.raises(LedgerError, match=rf"^{worker.directory}: the damaged ledger cannot be copied: No space left on device: make room"):
+    with pytest.raises(StateError, match=rf"^{worker.directory}: the damaged ledger cannot be copied: No space left on device: make room"):
         salvage(worker.directory)
-    with pytest.raises(LedgerError, match="No space left on device"):
+    with pytest.raises(StateError, match="No space left on device"):
         Ledger(disk / "another")
     (disk / "fill").unlink()
     worker.ledger = Ledger(worker.directory)
@@ -951,7 +952,7 @@ def test_nothing_is_thrown_away_while_no_segment_can_be_begun(tmp_path: Path, mo
         return open_(path, flags, *mode)
 
     monkeypatch.setattr(os, "open", no_new_file)
-    with pytest.raises(LedgerError, match=f"^{tmp_path}: No space left on device: make room, then try again$"):
+    with pytest.raises(StateError, match=f"^{tmp_path}: No space left on device: make room, then try again$"):
         worker.ledger.checkpoint()
     assert not worker.ledger.checkpointing
     worker.ledger.close()

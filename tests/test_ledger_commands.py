@@ -20,7 +20,7 @@ import orjson
 import pytest
 
 from netsage_pipeline.flow import Changes, Finished
-from netsage_pipeline.ledger import Commit, Ledger, State, recovered, segments
+from netsage_pipeline.worker.ledger import Commit, Ledger, State, recovered, segments
 from tests.command import COMMAND, LOOKUPS, Outcome, conf_with, stage_file, surroundings
 from tests.flows import flow
 
@@ -184,7 +184,7 @@ def test_show_changes_nothing(state: Path) -> None:
 
 
 def test_show_looks_once_more_where_a_worker_deletes_what_it_is_about_to_read(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from netsage_pipeline import ledger as module  # noqa: PLC0415
+    from netsage_pipeline.worker import ledger as module  # noqa: PLC0415
     from tests.command import run  # noqa: PLC0415
 
     ledger = Ledger(state)
@@ -386,7 +386,7 @@ def test_whoever_may_not_write_the_ledger_is_told_so() -> None:
     # It becomes somebody else when it comes to the ledger, because Python itself may lie where only root can read.
     program = """
 import os
-from netsage_pipeline import ledger
+from netsage_pipeline.worker import ledger
 from netsage_pipeline.cli import main
 locked = ledger.locked
 ledger.locked = lambda directory: (os.setgroups([]), os.setgid(65534), os.setuid(65534), locked(directory))[-1]
@@ -481,7 +481,7 @@ def test_a_wrong_url_is_told_without_its_password(state: Path, words: tuple[str,
 
 def test_a_wrong_log_level_is_told(state: Path) -> None:
     line = line_of(command("run", state=state, NETSAGE_LOG_LEVEL="loud"), 2)
-    assert line == "NETSAGE_LOG_LEVEL: 'loud' is none of debug, info, warning, error"
+    assert line == "NETSAGE_LOG_LEVEL: 'loud' is none of debug, info, warning, error, critical"
 
 
 # Log lines

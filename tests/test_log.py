@@ -27,7 +27,7 @@ from pydantic import BaseModel, Field, SecretStr
 
 from netsage_pipeline import log
 from netsage_pipeline.addresses import parse
-from netsage_pipeline.config import Settings
+from netsage_pipeline.config import Settings, SettingsError
 
 Lines = Callable[[], list[Any]]
 
@@ -111,7 +111,7 @@ placed = st.builds(lambda place, ip: (place.replace("{!r}", "'{}'").replace("{}"
 def test_no_address_in_any_notation_and_at_any_place_is_in_a_line(
     capsys: pytest.CaptureFixture[str], text: tuple[str, str], name: str, inner: tuple[str, str]
 ) -> None:
-    log.configure("debug")
+    log.configure(level="debug")
     own, library = structlog.get_logger(), logging.getLogger("library")
     given_ip, nested_ip = ipaddress.ip_address(text[1]), ipaddress.ip_address(inner[1])
     own.info(text[0], value=inner[0], **{name: 1, inner[0]: 2})
@@ -155,7 +155,7 @@ def family_of(ip: str) -> tuple[int, str]:
     ],
 )
 def test_what_is_no_address_stays(lines: Lines, text: str) -> None:
-    log.configure("info")
+    log.configure(level="info")
     structlog.get_logger().info(text, value=[text], **{f"name {text}": {text: text}})
     assert lines()[0] | {"time": ""} == {"time": "", "level": "info", "event": text, "value": [text], f"name {text}": {text: text}}
 
@@ -190,7 +190,7 @@ def test_what_is_left_of_a_text(text: str, seen: str) -> None:
 
 
 def test_a_line_is_a_json_object_with_time_level_event_and_the_values(lines: Lines) -> None:
-    log.configure("info")
+    log.configure(level="info")
     structlog.get_logger().bind(queue="in").warning("waits for RabbitMQ", server="rabbitmq:5672", attempt=3, share=0.5, last=None)
     logging.getLogger("some.library").error("gone %s", "away")
     own, theirs = lines()
@@ -201,7 +201,7 @@ def test_a_line_is_a_json_object_with_time_level_event_and_the_values(lines: Lin
 
 
 def test_what_is_below_the_level_is_not_written(lines: Lines) -> None:
-    log.configure("WARNING")
+    log.configure(level="WARNING")
     structlog.get_logger().info("own")
     logging.getLogger("library").info("theirs")
     structlog.get_logger().error("wrong")
@@ -209,25 +209,25 @@ def test_what_is_below_the_level_is_not_written(lines: Lines) -> None:
 
 
 def test_an_unknown_level_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'loud' is no level of log lines: debug, info"):
-        log.configure("loud")
+    with pytest.raises(SettingsError, match=r"NETSAGE_LOG_LEVEL: 'loud' is none of debug, info"):
+        log.configure(level="loud")
 
 
 def test_values_with_the_names_of_ours_are_kept_beside_them(lines: Lines) -> None:
-    log.configure("info")
+    log.configure(level="info")
     structlog.get_logger().info("here", time="yesterday", level=3)
     line = lines()[0]
     assert (line["level"], line["time_"], line["level_"]) == ("info", "yesterday", 3)
 
 
 def test_two_addresses_of_one_network_are_two_names(lines: Lines) -> None:
-    log.configure("info")
+    log.configure(level="info")
     structlog.get_logger().info("ends", ends={"192.0.2.1": 1, "192.0.2.2": 2})
     assert lines()[0]["ends"] == {"192.0.2.x": 1, "192.0.2.x'": 2}
 
 
 def test_of_bytes_only_the_length_is_written(lines: Lines) -> None:
-    log.configure("info")
+    log.configure(level="info")
     structlog.get_logger().info("got", body=b"secret", more=[bytearray(b"secret"), memoryview(b"secret")], **{"in": {b"secret": 1}})
     logging.getLogger("library").info("%r %s", b"secret", ValueError(b"sec'ret", b'"secret"'))
     own, theirs = lines()
@@ -251,7 +251,7 @@ class UnspeakableMapping(dict[str, Any]):
 
 
 def test_what_cannot_be_shown_costs_no_line(lines: Lines) -> None:
-    log.configure("info")
+    log.configure(level="info")
     endless: dict[str, Any] = {}
     endless["endless"] = endless
     own, library = structlog.get_logger(), logging.getLogger("library")
@@ -292,7 +292,7 @@ PASSWORD = "p@ss/w%rd ü'\"\\1"
     ],
 )
 def test_a_secret_in_any_notation_is_hidden(lines: Lines, written: str) -> None:
-    log.configure("info", [PASSWORD])
+    log.configure([PASSWORD], "info")
     try:
         raise OSError(f"login with <{written}> failed")
     except OSError:
@@ -304,13 +304,13 @@ def test_a_secret_in_any_notation_is_hidden(lines: Lines, written: str) -> None:
 
 
 def test_the_longer_of_two_secrets_is_hidden_as_a_whole(lines: Lines) -> None:
-    log.configure("info", ["", "abc", "abcdef"])
+    log.configure(["", "abc", "abcdef"], "info")
     structlog.get_logger().info("abcdef abc")
     assert lines()[0]["event"] == "******** ********"
 
 
 def test_passwords_in_urls_are_hidden_also_when_nobody_named_them(lines: Lines) -> None:
-    log.configure("info")
+    log.configure(level="info")
     structlog.get_logger().info("amqp://me:one@a:5672/%2F amqps://me:tw@o@b,amqp://me:three@c https://d/e:f")
     assert lines()[0]["event"] == "amqp://me:********@a:5672/%2F amqps://me:********@b,amqp://me:********@c https://d/e:f"
 
@@ -338,7 +338,7 @@ def test_secrets_of_settings_are_all_secret_texts_and_the_passwords_in_urls() ->
 
 
 def test_warnings_and_uncaught_exceptions_of_threads_go_the_same_way(lines: Lines) -> None:
-    log.configure("info")
+    log.configure(level="info")
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         logging.captureWarnings(False)
@@ -357,7 +357,7 @@ def test_warnings_and_uncaught_exceptions_of_threads_go_the_same_way(lines: Line
     assert "invalid literal for int() with base 10: '192.0.2.x'" in uncaught["exception"]
 
 
-DYING = "from netsage_pipeline import log; log.configure('info', ['hidden']); raise ValueError('192.0.2.1', 'hidden')"
+DYING = "from netsage_pipeline import log; log.configure(['hidden'], 'info'); raise ValueError('192.0.2.1', 'hidden')"
 
 
 def test_an_uncaught_exception_is_one_line_too() -> None:
@@ -384,7 +384,7 @@ def on_a_terminal(script: str, **environment: str) -> str:
 
 
 SPEAKING = (
-    "import structlog; from netsage_pipeline import log; log.configure('info')\n"
+    "import structlog; from netsage_pipeline import log; log.configure(level='info')\n"
     "structlog.get_logger().info('ends', ip='192.0.2.1', name='\\x1b[2Jgone')\n"
     "raise ValueError('2001:db8::1')"
 )
@@ -403,7 +403,7 @@ def test_on_a_terminal_lines_are_readable_and_obey_nothing_that_is_in_a_value() 
 
 
 def test_a_closed_standard_error_stops_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    log.configure("info")
+    log.configure(level="info")
     closed = (tmp_path / "closed").open("w")
     closed.close()
     monkeypatch.setattr(sys, "stderr", closed)

@@ -10,7 +10,7 @@ import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
-from netsage_pipeline.members import Converted, convert
+from netsage_pipeline.tables.members import Converted, convert
 from tests.command import run, run_real, tables_with
 
 

@@ -24,10 +24,10 @@ from netsage_pipeline.chain import SAMPLED, Chain
 from netsage_pipeline.compose import configured
 from netsage_pipeline.config import Input
 from netsage_pipeline.flow import Now
-from netsage_pipeline.health import look
-from netsage_pipeline.ledger import locked
-from netsage_pipeline.metrics import METRICS, OTHER, SERIES, Bounded, Meter, Reading
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.monitoring.health import look
+from netsage_pipeline.monitoring.metrics import METRICS, OTHER, SERIES, Bounded, Meter, Reading
+from netsage_pipeline.statedir import locked
+from netsage_pipeline.tables.tables import Tables
 from tests.command import LOOKUPS, conf_with, lines, stage_file
 from tests.flows import NOW, flow
 

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netsage_pipeline.connections import connections
-from netsage_pipeline.netstat import is_saved, saved
-from netsage_pipeline.nfdump import Rows
-from netsage_pipeline.read import DumpError, find, messages
+from netsage_pipeline.reading.netstat import is_saved, saved
+from netsage_pipeline.reading.nfdump import Rows
+from netsage_pipeline.reading.read import DumpError, find, messages
 
 #: net-tools 2.10, netstat -nte
 NETSTAT = """\

@@ -21,7 +21,7 @@ from netsage_pipeline.addresses import parse, unmapped
 from netsage_pipeline.compose import Configured, configured
 from netsage_pipeline.flow import Flow, Lookups
 from netsage_pipeline.replay import Summary
-from netsage_pipeline.tables import Nothing
+from netsage_pipeline.tables.tables import Nothing
 from tests.flows import flow
 from tests.invariants import REFUSING, body, chain_of, copy_conf, demo_tables, examples, shipped, through
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsage_pipeline import posts
-from netsage_pipeline.batches import Batches, encoded
 from netsage_pipeline.config import described, read, settings_of
 from netsage_pipeline.documents import document_id, written
+from netsage_pipeline.outputs import posts
+from netsage_pipeline.outputs.batches import Batches, encoded
 from tests.command import conf_with, run
 from tests.conftest import load_stage
 from tests.https import certificates

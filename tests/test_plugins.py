@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from netsage_pipeline import plugin_templates, plugins
+from netsage_pipeline.pmacct_plugin import settings as plugins
+from netsage_pipeline.pmacct_plugin import templates as plugin_templates
 from tests.command import run
 
 #: With everything that people write: trailing commas, comments as keys, what has no use any more.

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import zstandard
 
-from netsage_pipeline import read
-from netsage_pipeline.read import Dump, DumpError, captured, find, messages
+from netsage_pipeline.reading import read
+from netsage_pipeline.reading.read import Dump, DumpError, captured, find, messages
 from tests.command import lines, written
 from tests.flows import NOW, flow
 

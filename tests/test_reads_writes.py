@@ -17,9 +17,9 @@ from netsage_pipeline import folders
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import Configured, configured
 from netsage_pipeline.flow import Flow, Lookups, Now
-from netsage_pipeline.members import convert
 from netsage_pipeline.stagefile import StageFile, find
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.tables.members import convert
+from netsage_pipeline.tables.tables import Tables
 from tests.conftest import CONFORMANCE
 from tests.flows import MISSING, NOW, flow
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netsage_pipeline.flow import Delivery, Flow, Stored
-from netsage_pipeline.importing import Letters, Sensor
-from netsage_pipeline.metrics import Meter
-from netsage_pipeline.relay import ON_THE_WAY, PassesOn, Relay
+from netsage_pipeline.importer.importing import Letters, Sensor
+from netsage_pipeline.monitoring.metrics import Meter
+from netsage_pipeline.worker.relay import ON_THE_WAY, PassesOn, Relay
 from tests.conftest import load_stage
 
 stage = load_stage("01_input_nfcapd")

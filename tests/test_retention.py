@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from netsage_pipeline import folders
 from netsage_pipeline.compose import configured
-from netsage_pipeline.retention import age_of, decide, wrong_with_pattern, wrong_with_prefix
+from netsage_pipeline.elastic.retention import age_of, decide, wrong_with_pattern, wrong_with_prefix
 
 PREFIX = "om-ns-netsage"
 DAILY = "%Y.%m.%d"

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsage_pipeline import scireg
 from netsage_pipeline.addresses import Prefixes, parse
 from netsage_pipeline.flow import End
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.tables import scireg
+from netsage_pipeline.tables.tables import Tables
 from tests.command import run, run_real
 from tests.conftest import load_stage
 from tests.flows import end_of

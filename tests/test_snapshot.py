@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from netsage_pipeline import snapshot
-from netsage_pipeline.snapshot import snapshots
+from netsage_pipeline.pmacct_plugin import snapshot
+from netsage_pipeline.pmacct_plugin.snapshot import snapshots
 
 
 def read(path: Path) -> list[tuple[bytes, bool]]:

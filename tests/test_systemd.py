@@ -18,23 +18,29 @@ UNITS = sorted((Path(__file__).parent.parent / "systemd").glob("*.service"))
 #: Unit → the service of docker-compose.yml that is the same.
 SAME = {f"netsage-{name}": name for name in ("worker", "sink", "importer", "tables")}
 
+#: In a container it would see the container's connections.
+PROBE = "netsage-probe"
+
 
 def of(unit: Path, key: str) -> list[str]:
     return re.findall(rf"^{key}=(.*)$", unit.read_text("utf-8"), re.MULTILINE)
 
 
 def test_there_is_a_unit_for_each_service_of_ours() -> None:
-    assert {unit.stem for unit in UNITS} == set(SAME)
+    assert {unit.stem for unit in UNITS} == {*SAME, PROBE}
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 def test_a_unit_runs_what_its_container_runs(unit: Path) -> None:
-    service = SERVICES[SAME[unit.stem]]
+    wanted, needed = ["run", "--conf", "/etc/netsage/conf.d/probe"], ["elasticsearch_password"]
+    if unit.stem != PROBE:
+        service = SERVICES[SAME[unit.stem]]
+        wanted, needed = service["command"], service["secrets"]
     [command] = of(unit, "ExecStart")
-    assert command.split() == ["/opt/netsage/bin/netsage-pipeline", *service["command"]]
-    assert CliRunner().invoke(main, [*service["command"], "--help"]).exit_code == 0
+    assert command.split() == ["/opt/netsage/bin/netsage-pipeline", *wanted]
+    assert CliRunner().invoke(main, [*wanted, "--help"]).exit_code == 0
     secrets = {each.partition(":")[0]: each.partition(":")[2] for each in of(unit, "LoadCredential")}
-    assert set(secrets) == set(service["secrets"])
+    assert set(secrets) == set(needed)
     assert all(path == f"/etc/netsage/secrets/{name}" for name, path in secrets.items())
     for assignment in of(unit, "Environment"):
         variable, _, path = assignment.partition("=")

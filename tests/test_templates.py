@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from netsage_pipeline import folders
+from netsage_pipeline.elastic.templates import MAPPED, VERSION, template
 from netsage_pipeline.fields import TYPES, known
 from netsage_pipeline.stagefile import find
-from netsage_pipeline.templates import MAPPED, VERSION, template
 
 SHIPPED = known(find([folders.shipped("stages")]).values())
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsage_pipeline.transformations import Transformation, filled, holds, transforming
+from netsage_pipeline.pmacct_plugin.transformations import Transformation, filled, holds, transforming
 
 NAMES = st.sampled_from(["a", "b", "c"])
 VALUES = st.one_of(st.integers(-3, 3), st.sampled_from(["", "x", "y", "1", "2.0", "-3"]), st.sampled_from([0.5, 1.0, True, False]))

@@ -9,8 +9,9 @@ import pytest
 
 from netsage_pipeline.config import SettingsError
 from netsage_pipeline.flow import Finished
-from netsage_pipeline.ledger import Commit, Ledger, LedgerError
-from netsage_pipeline.transit import Transit
+from netsage_pipeline.statedir import StateError
+from netsage_pipeline.worker.ledger import Commit, Ledger
+from netsage_pipeline.worker.transit import Transit
 
 ROW: Finished = (b"{}", 0, 0.0, 0.0, 0, 0, "", "")
 
@@ -44,7 +45,7 @@ def test_refusals_without_end_keep_nothing_for_longer(tmp_path: Path) -> None:
 
 def test_its_directory_is_its_own(tmp_path: Path) -> None:
     transit = Transit(tmp_path / "sink")
-    with pytest.raises(LedgerError):
+    with pytest.raises(StateError):
         Transit(tmp_path / "sink")
     transit.close()
     Ledger(tmp_path / "worker").close()

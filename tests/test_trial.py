@@ -19,7 +19,7 @@ from netsage_pipeline import folders
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import Configured, configured
 from netsage_pipeline.flow import Flow, Now
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.tables.tables import Tables
 from netsage_pipeline.trial import Tried, tried
 from tests.command import LOOKUPS, conf_with, lines, run, run_real, stage_file, tables_with
 from tests.flows import MISSING, NOW, flow

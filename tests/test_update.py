@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from netsage_pipeline import fetch, folders
+from netsage_pipeline import folders
+from netsage_pipeline.tables import fetch
 from tests.command import COMMAND, LOOKUPS, Outcome, run, surroundings
 from tests.https import Far, File, archive, certificates, far
 from tests.lookups.test_mmdb import write

@@ -17,13 +17,13 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from tqdm import tqdm
 
 from netsage_pipeline import log
-from netsage_pipeline.amqp import Publisher
-from netsage_pipeline.brokers import connected, reason_of, servers
-from netsage_pipeline.commands.publish import input_of, interruptible
-from netsage_pipeline.commands.run import level
+from netsage_pipeline.commands.publish import input_of
 from netsage_pipeline.deadletters import DECODE, body_of, is_envelope
 from netsage_pipeline.options import conf_option
-from netsage_pipeline.publish import ON_THE_WAY
+from netsage_pipeline.rabbitmq.amqp import Publisher
+from netsage_pipeline.rabbitmq.brokers import connected, reason_of, servers
+from netsage_pipeline.rabbitmq.publish import ON_THE_WAY
+from netsage_pipeline.signals import interruptible
 from netsage_pipeline.terminal import NOTHING_READ, refusing_settings, say, tell
 
 stage_option = click.option("--stage", help="Only those that this stage refused")
@@ -123,7 +123,7 @@ def _queue(conf: Path | None) -> Iterator[tuple[BlockingChannel, Any]]:
     with refusing_settings():
         source = input_of(conf)
         config: Any = source.config
-        log.configure(level(), log.secrets_of([source]))
+        log.configure(log.secrets_of([source]))
         brokers = servers(config)
     connection = None
     try:

@@ -12,16 +12,16 @@ import click
 import structlog
 
 from netsage_pipeline import demo, folders, log
-from netsage_pipeline.amqp import Publisher
-from netsage_pipeline.brokers import servers
 from netsage_pipeline.commands.publish import input_of
 from netsage_pipeline.commands.replay import open_private, opening, output_of, reporting_output, run_replay
-from netsage_pipeline.commands.run import level, stopping
 from netsage_pipeline.flow import Now
 from netsage_pipeline.options import opened, stages_of
-from netsage_pipeline.publish import ON_THE_WAY, WAIT_S, parcels
-from netsage_pipeline.read import find, messages
+from netsage_pipeline.rabbitmq.amqp import Publisher
+from netsage_pipeline.rabbitmq.brokers import servers
+from netsage_pipeline.rabbitmq.publish import ON_THE_WAY, WAIT_S, parcels
+from netsage_pipeline.reading.read import find, messages
 from netsage_pipeline.replay import Replay
+from netsage_pipeline.signals import stopping
 from netsage_pipeline.terminal import refusing_settings, say, tell
 
 said = structlog.get_logger(__name__)
@@ -57,7 +57,7 @@ def publish_live(shipped: Path, stop: Callable[[], bool]) -> None:
     """Puts the flows of each capture file on the input queue when it would be complete; the first round at once, as traffic before now."""
     source = input_of(None)
     config: Any = source.config
-    log.configure(level(), log.secrets_of([source]))
+    log.configure(log.secrets_of([source]))
     link = Publisher(servers(config), "demo", config.exchange, config.queue, config.key or config.queue)
     on_the_way = 0
     for due, by, dump in demo.rounds(find([str(shipped / "captures")], tell), int(time.time())):

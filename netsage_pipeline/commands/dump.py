@@ -15,10 +15,10 @@ import click
 from netsage_pipeline import folders
 from netsage_pipeline.commands.run import the
 from netsage_pipeline.config import SettingsError
-from netsage_pipeline.dump import NotDumped, Unanswered, Wanted, dump
-from netsage_pipeline.elastic import Cluster, client
+from netsage_pipeline.elastic.cluster import Cluster, client
+from netsage_pipeline.elastic.dump import NotDumped, Unanswered, Wanted, dump
+from netsage_pipeline.elastic.partfile import Out, PartFile, Stream
 from netsage_pipeline.options import conf_option, stages_of
-from netsage_pipeline.partfile import Out, PartFile, Stream
 from netsage_pipeline.terminal import INTERRUPTED, NOTHING_READ, leave_standard_output, refusing_settings, tell
 
 

@@ -9,9 +9,9 @@ import orjson
 
 from netsage_pipeline import fields
 from netsage_pipeline.config import SettingsError
+from netsage_pipeline.elastic.retention import wrong_with_prefix
+from netsage_pipeline.elastic.templates import template
 from netsage_pipeline.options import conf_option, stages_of, stages_option, writers
-from netsage_pipeline.retention import wrong_with_prefix
-from netsage_pipeline.templates import template
 from netsage_pipeline.terminal import refusing_settings, say
 
 

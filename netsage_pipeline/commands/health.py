@@ -9,7 +9,7 @@ import click
 
 from netsage_pipeline.commands.run import the
 from netsage_pipeline.config import Input
-from netsage_pipeline.health import look
+from netsage_pipeline.monitoring.health import look
 from netsage_pipeline.options import conf_option, stages_of, stages_option
 from netsage_pipeline.terminal import refusing_settings, say
 

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import click
 
-from netsage_pipeline.commands.run import reporting_ledger, stopping, the, working
+from netsage_pipeline.commands.run import reporting_ledger, the, working
 from netsage_pipeline.config import Input
 from netsage_pipeline.flow import HELD_AT
-from netsage_pipeline.ledger import KEY_BYTES, Ledger, LedgerError, State, holder, recovered, salvage, segments, size
 from netsage_pipeline.options import conf_option, stages_of, stages_option
+from netsage_pipeline.signals import stopping
+from netsage_pipeline.statedir import StateError, holder
 from netsage_pipeline.terminal import INTERRUPTED, NOTHING_READ, refusing_settings, say, tell
 from netsage_pipeline.times import unix
+from netsage_pipeline.worker.ledger import KEY_BYTES, Ledger, State, recovered, salvage, segments, size
+from netsage_pipeline.worker.run import Worker
 
 
 @click.group("ledger")
@@ -54,7 +57,7 @@ def read_beside_a_worker(directory: Path) -> tuple[State, int]:
     for _ in range(20):
         try:
             return recovered(directory, touch=False)
-        except LedgerError:
+        except StateError:
             if not holder(directory):
                 break
             time.sleep(0.05)
@@ -97,6 +100,7 @@ def drain(conf: Path | None, directory: Path | None) -> None:
     with refusing_settings(), reporting_ledger(), stopping() as stop:
         settings_of(conf, directory)
         with working(conf, directory, restarts=False) as worker:
+            assert isinstance(worker, Worker)
             worker.drain(stop)
             state = worker.state
     if state.held or state.outbox:

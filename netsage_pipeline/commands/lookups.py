@@ -11,16 +11,17 @@ from pathlib import Path
 
 import click
 
-from netsage_pipeline import config, folders, scireg
+from netsage_pipeline import config, folders
 from netsage_pipeline.addresses import parse
-from netsage_pipeline.commands.publish import interruptible
-from netsage_pipeline.content import content
-from netsage_pipeline.fetch import NotFetched
-from netsage_pipeline.members import convert, list_name
-from netsage_pipeline.show import said
-from netsage_pipeline.sources import HOW, TABLES, Source, Sources, sources
+from netsage_pipeline.signals import interruptible
+from netsage_pipeline.tables import scireg
+from netsage_pipeline.tables.content import content
+from netsage_pipeline.tables.fetch import NotFetched
+from netsage_pipeline.tables.members import convert, list_name
+from netsage_pipeline.tables.show import said
+from netsage_pipeline.tables.sources import HOW, TABLES, Source, Sources, sources
+from netsage_pipeline.tables.update import Refused, Update
 from netsage_pipeline.terminal import NOTHING_READ, WRONG_SETTINGS, refusing_settings, say, tell
-from netsage_pipeline.update import Refused, Update
 
 #: File and kind of each table that our stages look into.
 KNOWN = [*TABLES.values(), ("members", "members"), ("sensor_groups.json", "patterns"), ("sensor_types.json", "patterns")]

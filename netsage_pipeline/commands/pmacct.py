@@ -10,16 +10,17 @@ from typing import Any
 
 import click
 
-from netsage_pipeline import log, plugins
-from netsage_pipeline.commands.run import level, stopping
+from netsage_pipeline import log
 from netsage_pipeline.config import SettingsError, SettingsFile
-from netsage_pipeline.elastic import client
-from netsage_pipeline.indexing import Indexing
-from netsage_pipeline.plugin_templates import NotInstalled, install, install_patiently, name_of, template_of
-from netsage_pipeline.plugins import Plugin
-from netsage_pipeline.snapshot import Snapshot, snapshots
+from netsage_pipeline.elastic.cluster import client
+from netsage_pipeline.pmacct_plugin import settings as plugins
+from netsage_pipeline.pmacct_plugin.indexing import Indexing
+from netsage_pipeline.pmacct_plugin.settings import Plugin
+from netsage_pipeline.pmacct_plugin.snapshot import Snapshot, snapshots
+from netsage_pipeline.pmacct_plugin.templates import NotInstalled, install, install_patiently, name_of, template_of
+from netsage_pipeline.pmacct_plugin.transformations import AddFieldLookup, Record, transforming
+from netsage_pipeline.signals import stopping
 from netsage_pipeline.terminal import NOTHING_READ, refusing_settings, say, tell
-from netsage_pipeline.transformations import AddFieldLookup, Record, transforming
 
 #: Where a plugin that reads standard input keeps its dead letters.
 _STATE = Path("/var/lib/netsage/pmacct")
@@ -50,7 +51,7 @@ def pmacct_records(plugin: str, file: Path | None, conf: Path, given: str | None
         letters = settings.dead_letters or Path(f"{settings.input_file or _STATE / plugin}.dead-letters.ndjson")
         if source and source.resolve() == letters.resolve():
             raise SettingsError([f"{source}: is where refused records are kept, so it cannot be read: move it away first"])
-        log.configure(level(), [secret.get_secret_value() for secret in (settings.password, settings.api_key) if secret])
+        log.configure([secret.get_secret_value() for secret in (settings.password, settings.api_key) if secret])
         transform, template = _opened(settings, where)
     for remark in remarks:
         tell(remark)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from netsage_pipeline import log
-from netsage_pipeline.amqp import Publisher
-from netsage_pipeline.brokers import Broker, servers
 from netsage_pipeline.commands.replay import flow_type_option, min_bytes_option, rows_of, sensor_option
-from netsage_pipeline.commands.run import level, the
+from netsage_pipeline.commands.run import the
 from netsage_pipeline.compose import Configured
 from netsage_pipeline.config import SettingsError
 from netsage_pipeline.options import conf_option, stages_of
-from netsage_pipeline.publish import publish
-from netsage_pipeline.read import find
-from netsage_pipeline.terminal import INTERRUPTED, NOTHING_READ, refusing_settings, tell
+from netsage_pipeline.rabbitmq.amqp import Publisher
+from netsage_pipeline.rabbitmq.brokers import Broker, servers
+from netsage_pipeline.rabbitmq.publish import publish
+from netsage_pipeline.reading.read import find
+from netsage_pipeline.signals import interruptible
+from netsage_pipeline.terminal import NOTHING_READ, refusing_settings, tell
 
 
 @click.command("publish")
@@ -43,7 +41,7 @@ def publish_dumps(
     with refusing_settings(), interruptible("publish it again: what was published already is known by its ids and not counted twice"):
         source = input_of(conf)
         config: Any = source.config
-        log.configure(level(), log.secrets_of([source]))
+        log.configure(log.secrets_of([source]))
         dumps = find(list(paths), tell)
         if not dumps:
             tell("nothing could be read")
@@ -56,20 +54,6 @@ def publish_dumps(
     if not summary.messages:
         tell("nothing could be read")
         sys.exit(NOTHING_READ)
-
-
-@contextlib.contextmanager
-def interruptible(line: str) -> Iterator[None]:
-    """SIGINT and SIGTERM end the program at once, with a line, whatever it is at."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        tell(f"interrupted: {line}")
-        sys.exit(INTERRUPTED)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def input_of(conf: Path | None) -> Configured:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import signal
 import stat
 import sys
 import time
@@ -17,14 +16,14 @@ from typing import BinaryIO, TypeVar
 import click
 
 from netsage_pipeline import config, folders, log, stagefile
-from netsage_pipeline.commands.run import level
 from netsage_pipeline.compose import Configured
 from netsage_pipeline.flow import Now, Sink
-from netsage_pipeline.nfdump import Rows
 from netsage_pipeline.options import conf_option, field_table, opened, refuse_full_addresses, stages_of, stages_option
-from netsage_pipeline.read import Dump, find
+from netsage_pipeline.reading.nfdump import Rows
+from netsage_pipeline.reading.read import Dump, find
 from netsage_pipeline.replay import OutputError, Replay, Summary
-from netsage_pipeline.terminal import INTERRUPTED, NOTHING_READ, leave_standard_output, refusing_settings, tell
+from netsage_pipeline.signals import interruptible
+from netsage_pipeline.terminal import NOTHING_READ, leave_standard_output, refusing_settings, tell
 
 sensor_option = click.option(
     "--sensor",
@@ -69,7 +68,7 @@ def replay(
     with refusing_settings():
         fixed = _unix_time(at)
         stages = stages_of(conf, directory, ("01_", "99_") if to else ("01_",))
-        log.configure(level(), log.secrets_of(stages))
+        log.configure(log.secrets_of(stages))
         now = Now(fixed if fixed is not None else time.time(), judges=fixed is not None, clock=clock)
         chain, tables = opened(stages, now, folders.tables())
         refuse_full_addresses(stages)
@@ -102,16 +101,13 @@ def replay(
 @contextlib.contextmanager
 def reporting_output() -> Iterator[None]:
     """An output that cannot be written, or a signal, ends the program with a line that says how far it came."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except OutputError as error:
-        tell(str(error))
-        leave_standard_output()
-        sys.exit(NOTHING_READ)
-    except KeyboardInterrupt:
-        tell("interrupted: the output is not complete, and flows that were held are not in it: run it again")
-        sys.exit(INTERRUPTED)
+    with interruptible("the output is not complete, and flows that were held are not in it: run it again"):
+        try:
+            yield
+        except OutputError as error:
+            tell(str(error))
+            leave_standard_output()
+            sys.exit(NOTHING_READ)
 
 
 def open_private(path: Path) -> BinaryIO:

@@ -12,11 +12,11 @@ from elastic_transport import TransportError
 from elasticsearch import ApiError, Elasticsearch, NotFoundError
 
 from netsage_pipeline.commands.dump import cluster_of
-from netsage_pipeline.commands.publish import interruptible
 from netsage_pipeline.config import SettingsError
-from netsage_pipeline.elastic import client, reason_of
+from netsage_pipeline.elastic.cluster import client, reason_of
+from netsage_pipeline.elastic.retention import age_of, decide, wrong_with_pattern, wrong_with_prefix
 from netsage_pipeline.options import conf_option
-from netsage_pipeline.retention import age_of, decide, wrong_with_pattern, wrong_with_prefix
+from netsage_pipeline.signals import interruptible
 from netsage_pipeline.terminal import NOTHING_READ, refusing_settings, say, tell
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import structlog
@@ -19,13 +16,15 @@ from netsage_pipeline import folders, log
 from netsage_pipeline.compose import Configured
 from netsage_pipeline.config import Input, SettingsError
 from netsage_pipeline.flow import Now
-from netsage_pipeline.ledger import Ledger, LedgerError
-from netsage_pipeline.metrics import Meter
+from netsage_pipeline.monitoring.metrics import Meter
 from netsage_pipeline.options import conf_option, field_table, opened, refuse_full_addresses, stages_of, stages_option
-from netsage_pipeline.relay import PassesOn, Relay
-from netsage_pipeline.run import Worker
-from netsage_pipeline.terminal import INTERRUPTED, NOTHING_READ, refusing_settings, tell
-from netsage_pipeline.transit import Transit
+from netsage_pipeline.signals import stopping
+from netsage_pipeline.statedir import StateError
+from netsage_pipeline.terminal import NOTHING_READ, refusing_settings, tell
+from netsage_pipeline.worker.ledger import Ledger
+from netsage_pipeline.worker.relay import PassesOn, Relay
+from netsage_pipeline.worker.run import Worker
+from netsage_pipeline.worker.transit import Transit
 
 said = structlog.get_logger(__name__)
 
@@ -43,10 +42,10 @@ def run(conf: Path | None, directory: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def working(conf: Path | None, directory: Path | None, *, restarts: bool = True) -> Iterator[Worker | Any]:
+def working(conf: Path | None, directory: Path | None, *, restarts: bool = True) -> Iterator[Worker | Relay]:
     """A worker with its ledger, input and output open, or a relay where there are no stages and messages can be passed on as they are.
 
-    SettingsError, LedgerError.
+    SettingsError, StateError.
 
     restarts   whether another one may be started after it with the same output
     """
@@ -57,7 +56,7 @@ def working(conf: Path | None, directory: Path | None, *, restarts: bool = True)
         raise SettingsError(
             [f"{sink.settings_file.path}: replaces its file at every start, so a worker would lose what it wrote: use replay"]
         )
-    log.configure(level(), log.secrets_of(stages))
+    log.configure(log.secrets_of(stages))
     settings: Input = source.config  # type: ignore[assignment]
     now = Now(time.time(), clock="arrival")
     chain, tables = opened(stages, now, folders.tables())
@@ -90,49 +89,11 @@ def the(stages: list[Configured], factory: str) -> Configured:
     return running[0]
 
 
-def level() -> str:
-    level = os.environ.get("NETSAGE_LOG_LEVEL") or "info"
-    if level.lower() not in ("debug", "info", "warning", "error"):
-        raise SettingsError([f"NETSAGE_LOG_LEVEL: '{level}' is none of debug, info, warning, error"])
-    return level.upper()
-
-
-@contextlib.contextmanager
-def stopping(interrupted: int = INTERRUPTED) -> Iterator[Callable[[], bool]]:
-    """Gives what says whether SIGTERM or SIGINT came. Who has not asked yet is interrupted, and who asked by the second one.
-
-    interrupted   exit status then
-    """
-    told = False
-
-    def tell_to_stop(number: int, frame: Any) -> None:
-        nonlocal told
-        if told or not asked:
-            signal.default_int_handler(number, frame)
-        told = True
-
-    asked = False
-
-    def stop() -> bool:
-        nonlocal asked
-        asked = True
-        return told
-
-    before = {number: signal.signal(number, tell_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    except KeyboardInterrupt:  # The ledger is whole at any time.
-        sys.exit(interrupted)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @contextlib.contextmanager
 def reporting_ledger() -> Iterator[None]:
     """A ledger that cannot be used ends the program with a line."""
     try:
         yield
-    except LedgerError as error:
+    except StateError as error:
         tell(str(error))
         sys.exit(NOTHING_READ)

@@ -10,7 +10,7 @@ from netsage_pipeline import config, folders
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.flow import Now
 from netsage_pipeline.options import conf_option, refuse_full_addresses, stages_of, stages_option
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.tables.tables import Tables
 from netsage_pipeline.terminal import refusing_settings, say, tell
 
 

@@ -21,8 +21,8 @@ from netsage_pipeline.deadletters import is_envelope
 from netsage_pipeline.flow import Flow, Now
 from netsage_pipeline.jsonvalues import fault
 from netsage_pipeline.options import conf_option, stages_of, stages_option
-from netsage_pipeline.read import Dump, DumpError, messages
-from netsage_pipeline.tables import Tables
+from netsage_pipeline.reading.read import Dump, DumpError, messages
+from netsage_pipeline.tables.tables import Tables
 from netsage_pipeline.terminal import NOTHING_READ, refusing_settings, say, tell
 from netsage_pipeline.trial import Tried, tried
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from netsage_pipeline.content import content
-from netsage_pipeline.tables import Tables, read
+from netsage_pipeline.tables.content import content
+from netsage_pipeline.tables.tables import Tables, read
 from tests.command import LOOKUPS, run, tables_with
 from tests.lookups.test_mmdb import write
 

@@ -14,13 +14,14 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from netsage_pipeline import amqp, importing
 from netsage_pipeline.cli import main
-from netsage_pipeline.imported import Imported
-from netsage_pipeline.importing import Importer, Watch
-from netsage_pipeline.nfdump import Reading
-from netsage_pipeline.nffile import copy_part
-from netsage_pipeline.relay import Relay
+from netsage_pipeline.importer import importing
+from netsage_pipeline.importer.imported import Imported
+from netsage_pipeline.importer.importing import Importer, Watch
+from netsage_pipeline.importer.nffile import copy_part
+from netsage_pipeline.rabbitmq import amqp
+from netsage_pipeline.reading.nfdump import Reading
+from netsage_pipeline.worker.relay import Relay
 from tests.services.worker import around
 
 #: Point → the highest number of passages that is worth waiting for.

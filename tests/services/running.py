@@ -11,7 +11,8 @@ from typing import Any
 
 import pika
 
-from netsage_pipeline.ledger import LedgerError, State, recovered
+from netsage_pipeline.statedir import StateError
+from netsage_pipeline.worker.ledger import State, recovered
 from tests.command import LOOKUPS, Outcome, run_real, surroundings
 from tests.services.rabbitmq import Broker, wait_for
 from tests.services.worker import Process
@@ -100,7 +101,7 @@ class Pipeline:
     @property
     def state(self) -> State:
         """What the ledger holds at the moment."""
-        with contextlib.suppress(LedgerError, FileNotFoundError):  # A checkpoint may just have ended.
+        with contextlib.suppress(StateError, FileNotFoundError):  # A checkpoint may just have ended.
             return recovered(self.ledger, touch=False)[0]
         return recovered(self.ledger, touch=False)[0]
 

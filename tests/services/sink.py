@@ -29,8 +29,8 @@ from tests.services.rabbitmq import Broker, Proxy, wait_for
 CONF = folders.shipped("conf.d") / "sink"
 
 #: For `limits`: constants of modules that Limited does not name.
-REQUEST_S = "__import__('netsage_pipeline.elastic').elastic.REQUEST_S"
-PREPARED_S = "__import__('netsage_pipeline.bulk').bulk.PREPARED_S"
+REQUEST_S = "__import__('netsage_pipeline.elastic.cluster').elastic.REQUEST_S"
+PREPARED_S = "__import__('netsage_pipeline.elastic.bulk').bulk.PREPARED_S"
 
 #: Flows a message as the worker publishes them; some messages hold one.
 TOGETHER = 50

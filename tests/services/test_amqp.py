@@ -20,13 +20,13 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-import netsage_pipeline.link
-from netsage_pipeline import amqp, brokers
-from netsage_pipeline.amqp import Consumer, Publisher
-from netsage_pipeline.brokers import servers
+import netsage_pipeline.rabbitmq.link
 from netsage_pipeline.config import SettingsError
 from netsage_pipeline.flow import Delivery
-from netsage_pipeline.link import Link, Setup
+from netsage_pipeline.rabbitmq import amqp, brokers
+from netsage_pipeline.rabbitmq.amqp import Consumer, Publisher
+from netsage_pipeline.rabbitmq.brokers import servers
+from netsage_pipeline.rabbitmq.link import Link, Setup
 from tests.services.conftest import absent
 from tests.services.rabbitmq import Broker, Proxy, wait_for
 
@@ -589,7 +589,7 @@ class Unheard(Consumer):
 def test_a_link_whose_setup_is_not_answered_connects_anew(
     proxy: Proxy, broker: Broker, link: Links, queue: str, said: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(netsage_pipeline.link, "ANSWER", 4.0)
+    monkeypatch.setattr(netsage_pipeline.rabbitmq.link, "ANSWER", 4.0)
     consumer = link(Unheard, proxy.url, queue)
     ready(consumer, 20)
     broker.put(queue, [b"x"])
@@ -602,7 +602,7 @@ def test_a_link_whose_setup_is_not_answered_connects_anew(
 def test_a_link_whose_channel_is_not_opened_connects_anew(
     proxy: Proxy, link: Links, queue: str, said: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(netsage_pipeline.link, "ANSWER", 1.0)
+    monkeypatch.setattr(netsage_pipeline.rabbitmq.link, "ANSWER", 1.0)
     monkeypatch.setattr(pika.channel.Channel, "open", lambda channel: channel._set_state(channel.OPENING))
     consumer = link(Consumer, proxy.url, queue)
     wait_for(lambda: consumer._channel is not None, doing=consumer.turn)
@@ -750,7 +750,7 @@ def test_a_server_that_accepts_and_says_nothing_is_left(proxy: Proxy, broker: Br
 def test_an_attempt_that_is_given_up_in_the_middle_of_a_handshake_is_followed_by_another(
     proxy: Proxy, link: Links, queue: str, said: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(netsage_pipeline.link, "ATTEMPT", 1.0)
+    monkeypatch.setattr(netsage_pipeline.rabbitmq.link, "ATTEMPT", 1.0)
     proxy.silent = True
     consumer = link(Consumer, proxy.url, queue)
     wait_for(lambda: proxy.accepted == 2, 20, lambda: consumer.turn(0.1))

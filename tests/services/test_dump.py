@@ -17,7 +17,7 @@ import orjson
 import pytest
 from elasticsearch import Elasticsearch
 
-from netsage_pipeline import dump as dumping
+from netsage_pipeline.elastic import dump as dumping
 from tests.command import COMMAND, LOOKUPS, Outcome, conf_with, run, run_real, surroundings
 from tests.conftest import CONFORMANCE
 from tests.services.elastic import Node

@@ -23,8 +23,8 @@ from tests.services.receiver import CUT, Answer, Receiver, Request, receiving
 from tests.services.test_outages import Watch
 
 #: For `limits`: seconds of waiting after which it says so what it does not say at once, and the longest pause.
-PATIENCE_S = "__import__('netsage_pipeline.posts').posts.PATIENCE_S"
-LAST_PAUSE = "__import__('netsage_pipeline.posts').posts.LAST_PAUSE"
+PATIENCE_S = "__import__('netsage_pipeline.outputs.posts').posts.PATIENCE_S"
+LAST_PAUSE = "__import__('netsage_pipeline.outputs.posts').posts.LAST_PAUSE"
 
 #: Bytes: by how much a worker may grow while nothing is stored.
 GROWTH = 120_000_000

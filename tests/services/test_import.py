@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from netsage_pipeline.health import look
+from netsage_pipeline.monitoring.health import look
 from tests.services import sflow
 from tests.services.conftest import Collect, absent
 from tests.services.importer import Importing, importing

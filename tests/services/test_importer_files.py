@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from netsage_pipeline.flow import Delivery
-from netsage_pipeline.imported import FILE, Imported
-from netsage_pipeline.importing import AGAIN_S, KEEP_S, Importer, Sensor
-from netsage_pipeline.ledger import LedgerError
+from netsage_pipeline.importer.imported import FILE, Imported
+from netsage_pipeline.importer.importing import AGAIN_S, KEEP_S, Importer, Sensor
+from netsage_pipeline.statedir import StateError
 from tests.services.conftest import Collect
 from tests.services.netflow import Sent, ipfix
 from tests.services.rabbitmq import wait_for
@@ -521,7 +521,7 @@ def test_without_room_for_its_state_it_takes_no_more_and_goes_on_later(site: Sit
 def test_a_damaged_record_of_what_was_imported_is_a_line(site: Site) -> None:
     site.kill()
     (site.state / FILE).write_bytes(b"what is this" * 1_000)
-    with pytest.raises(LedgerError, match=r"imported.sqlite: cannot be used: file is not a database: move it away"):
+    with pytest.raises(StateError, match=r"imported.sqlite: cannot be used: file is not a database: move it away"):
         site.start()
     (site.state / FILE).unlink()
     site.start()

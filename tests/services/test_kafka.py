@@ -25,8 +25,8 @@ from tests.services.rabbitmq import Broker, wait_for
 from tests.services.test_outages import Watch
 
 #: For `limits`: how long a request may take, and seconds of waiting after which it says so what it does not say at once.
-REQUEST_S = "__import__('netsage_pipeline.kafka').kafka.REQUEST_S"
-PATIENCE_S = "__import__('netsage_pipeline.kafka').kafka.PATIENCE_S"
+REQUEST_S = "__import__('netsage_pipeline.outputs.kafka').kafka.REQUEST_S"
+PATIENCE_S = "__import__('netsage_pipeline.outputs.kafka').kafka.PATIENCE_S"
 
 #: Bytes: by how much a worker may grow while nothing is confirmed.
 GROWTH = 120_000_000

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from netsage_pipeline.nfdump import NfdumpError, Rows, is_empty, is_nfcapd, rows
+from netsage_pipeline.reading.nfdump import NfdumpError, Rows, is_empty, is_nfcapd, rows
 from tests.services.conftest import Collect
 from tests.services.netflow import Sent, ipfix, netflow5, netflow9
 

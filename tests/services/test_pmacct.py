@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from elasticsearch import Elasticsearch
 
-from netsage_pipeline import indexing, plugin_templates
+from netsage_pipeline.pmacct_plugin import indexing
+from netsage_pipeline.pmacct_plugin import templates as plugin_templates
 from tests.command import COMMAND, run, run_real, surroundings, written
 from tests.services import pmacct
 from tests.services.conftest import absent
@@ -389,7 +390,7 @@ def test_a_file_that_is_rewritten_while_it_is_read_is_told_and_read_again(
 ) -> None:
     """The print plugin writes its next file when 200 bytes of this one were read."""
     source = written(tmp_path / "in", *[RECORD | {"packets": number} for number in range(100)])
-    monkeypatch.setattr("netsage_pipeline.snapshot._CHUNK", 200)
+    monkeypatch.setattr("netsage_pipeline.pmacct_plugin.snapshot._CHUNK", 200)
     looks = []
     status = os.fstat
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from netsage_pipeline.documents import document_id
-from netsage_pipeline.run import BLAMED, key_of
+from netsage_pipeline.worker.run import BLAMED, key_of
 from tests.command import conf_with, stage_file
 from tests.flows import flow
 from tests.services.rabbitmq import Broker

@@ -18,11 +18,11 @@ import orjson
 import pytest
 
 from netsage_pipeline import progress
-from netsage_pipeline.amqp import Publisher
-from netsage_pipeline.brokers import Broker as BrokerSettings
-from netsage_pipeline.brokers import servers
-from netsage_pipeline.publish import parcels, publish
-from netsage_pipeline.read import Message, find
+from netsage_pipeline.rabbitmq.amqp import Publisher
+from netsage_pipeline.rabbitmq.brokers import Broker as BrokerSettings
+from netsage_pipeline.rabbitmq.brokers import servers
+from netsage_pipeline.rabbitmq.publish import parcels, publish
+from netsage_pipeline.reading.read import Message, find
 from tests.command import COMMAND, conf_with, written
 from tests.flows import flow
 from tests.services.conftest import Collect

@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from elasticsearch import BadRequestError, Elasticsearch
 
-from netsage_pipeline import elastic as settings
 from netsage_pipeline.commands import retain
-from netsage_pipeline.retention import Decision
+from netsage_pipeline.elastic import cluster as settings
+from netsage_pipeline.elastic.retention import Decision
 from tests.command import COMMAND, Outcome, run, surroundings
 from tests.services.elastic import Node
 

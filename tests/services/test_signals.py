@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from netsage_pipeline.flow import Changes
-from netsage_pipeline.ledger import Commit, Ledger, holder, recovered
+from netsage_pipeline.statedir import holder
+from netsage_pipeline.worker.ledger import Commit, Ledger, recovered
 from tests.command import conf_with
 from tests.services.load import Load, Part, Piped, as_single, documents, message_of, steadily, sums
 from tests.services.rabbitmq import Broker, Proxy, wait_for

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from elasticsearch import Elasticsearch, helpers
 
-from netsage_pipeline import folders, templates
+from netsage_pipeline import folders
+from netsage_pipeline.elastic import templates
+from netsage_pipeline.elastic.templates import TemplateError, install, template
 from netsage_pipeline.fields import STORED, TSTAT, TYPES, known
 from netsage_pipeline.stagefile import find
-from netsage_pipeline.templates import TemplateError, install, template
 from tests.command import conf_with, lines, run, stage_file, tables_with
 from tests.conftest import CONFORMANCE
 from tests.flows import flow

@@ -23,7 +23,7 @@ from typing import Protocol
 
 import pika
 
-from netsage_pipeline.ledger import recovered
+from netsage_pipeline.worker.ledger import recovered
 from tests.command import surroundings
 from tests.services import rabbitmq
 from tests.services.oracle import TIMEOUT_S, Message, Oracle, Stream, seconds

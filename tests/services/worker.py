@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from netsage_pipeline import amqp, ledger, run
-from netsage_pipeline.at_work import AtWork
-from netsage_pipeline.batches import Batches
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.cli import main
+from netsage_pipeline.outputs.batches import Batches
+from netsage_pipeline.rabbitmq import amqp
+from netsage_pipeline.worker import ledger, run
+from netsage_pipeline.worker.at_work import AtWork
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = Path(sys.executable).with_name("netsage-pipeline")

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netsage_pipeline.flow import Changes, Finished, Flow, Now
-from netsage_pipeline.ledger import State
 from netsage_pipeline.times import NewestEnd
+from netsage_pipeline.worker.ledger import State
 from tests.conftest import load_stage
 from tests.flows import NOW, flow, nothing
 

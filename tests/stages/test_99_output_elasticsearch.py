@@ -14,8 +14,8 @@ import pytest
 from elastic_transport import ApiResponseMeta, HttpHeaders, NodeConfig
 from structlog.testing import capture_logs
 
-from netsage_pipeline import bulk
 from netsage_pipeline.documents import document_id
+from netsage_pipeline.elastic import bulk
 from netsage_pipeline.flow import Stored
 from tests.conftest import load_stage
 

@@ -1,0 +1,1 @@
+"""Elasticsearch: how it is reached, bulk writing, index templates, dumping, retention."""

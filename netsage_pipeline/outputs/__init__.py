@@ -1,0 +1,1 @@
+"""Outputs besides RabbitMQ and Elasticsearch."""

@@ -1,0 +1,1 @@
+"""What a plugin of pmacct writes, into Elasticsearch: settings, transformations, templates."""

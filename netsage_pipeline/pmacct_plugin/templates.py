@@ -1,0 +1,117 @@
+"""The index template of a pmacct plugin: the operator's own, as it is for Elasticsearch of today or as it was for older ones, or ours."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from elasticsearch import BadRequestError, Elasticsearch, NotFoundError
+
+from netsage_pipeline.config import SettingsError
+from netsage_pipeline.elastic.cluster import is_refusal, reason_of
+from netsage_pipeline.elastic.templates import IGNORE_ABOVE, MANAGED_BY, PRIORITY
+from netsage_pipeline.pmacct_plugin.settings import Plugin, json_of
+
+#: Where no template is given: texts can be counted and filtered by.
+_OURS: dict[str, Any] = {
+    "mappings": {
+        "date_detection": False,
+        "dynamic_templates": [{"texts": {"match_mapping_type": "string", "mapping": {"type": "keyword", "ignore_above": IGNORE_ABOVE}}}],
+        "properties": {"@timestamp": {"type": "date"}, **{name: {"type": "long"} for name in ("bytes", "packets", "flows")}},
+    }
+}
+
+#: What can be said of the mapping of an index; another key is a type's name, from the time when an index had types.
+_OF_A_MAPPING = {"properties", "dynamic_templates", "dynamic", "date_detection", "numeric_detection", "runtime", "dynamic_date_formats"}
+
+#: Seconds for which a server that does not answer is asked again.
+PATIENCE_S = 60.0
+_PAUSE_S = 2.0
+
+
+class NotInstalled(Exception):
+    """The template cannot be installed; one line: why, what to do."""
+
+
+def template_of(plugin: Plugin, file: Path) -> dict[str, Any]:
+    """The body of PUT _index_template. SettingsError if the plugin's template cannot be read.
+
+    A file holds that body (index_patterns, template), or what creates an index (settings, mappings), as with pmacct-to-elasticsearch; for
+    Elasticsearch before 7 with a type's name within `mappings`, and texts as strings that are not analyzed: both are put right.
+    """
+    given = _OURS if plugin.template is None else json_of(file.parent / plugin.template, "it holds an index template")
+    if "index_patterns" in given and "template" in given:
+        return given
+    made = {key: given[key] for key in ("settings", "mappings", "aliases") if key in given}
+    if not made:
+        raise SettingsError([f"{file.parent / str(plugin.template)}: is no index template: it has neither mappings nor settings"])
+    if isinstance(made.get("mappings"), dict):
+        made["mappings"] = _of_today(made["mappings"])
+    return {
+        "index_patterns": [plugin.pattern],
+        "priority": PRIORITY + len(plugin.pattern),
+        "_meta": {"managed_by": MANAGED_BY, "description": "Records of pmacct"},
+        "template": made,
+    }
+
+
+def _of_today(mappings: dict[str, Any]) -> dict[str, Any]:
+    """Without types, _all, and string."""
+    types = [
+        inner for name, inner in mappings.items() if name not in _OF_A_MAPPING and not name.startswith("_") and isinstance(inner, dict)
+    ]
+    one = mappings.get("_default_") or (types[0] if len(types) == 1 and len(mappings) == 1 else mappings)
+    return {name: _without_strings(inner) for name, inner in one.items() if name != "_all"}
+
+
+def _without_strings(mapping: Any) -> Any:
+    if isinstance(mapping, list):
+        return [_without_strings(each) for each in mapping]
+    if not isinstance(mapping, dict):
+        return mapping
+    known = {name: _without_strings(inner) for name, inner in mapping.items()}
+    if known.get("type") == "string":
+        known["type"] = "text" if known.get("index") in (None, "analyzed") else "keyword"
+    if known.get("index") in ("not_analyzed", "analyzed"):
+        del known["index"]
+    return known
+
+
+def name_of(plugin: Plugin) -> str:
+    """The name of the template: two plugins that share indices share it."""
+    return f"pmacct-{re.sub(r'[-_.+]?[*]', '', plugin.pattern)}"
+
+
+def install(client: Elasticsearch, plugin: Plugin, body: dict[str, Any]) -> bool:
+    """Installs the template unless there is one of this name; whether it did. NotInstalled, and whatever else the client raises."""
+    name = name_of(plugin)
+    try:
+        client.indices.get_index_template(name=name, filter_path="index_templates.name")
+    except NotFoundError:
+        pass
+    else:
+        return False
+    try:
+        client.indices.put_index_template(name=name, body=body)
+    except BadRequestError as error:
+        where = plugin.template or "ours"
+        raise NotInstalled(
+            f"index template {name} ({where}): Elasticsearch does not take it: {reason_of(error)}: nothing is written"
+        ) from None
+    return True
+
+
+def install_patiently(client: Elasticsearch, plugin: Plugin, body: dict[str, Any]) -> bool:
+    """The same, asking again while the server does not answer. NotInstalled, also if it goes on like that."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return install(client, plugin, body)
+        except NotInstalled:
+            raise
+        except Exception as error:
+            if is_refusal(error) or time.monotonic() > until:
+                raise NotInstalled(f"Elasticsearch: {reason_of(error)}: nothing is written") from None
+            time.sleep(_PAUSE_S)

@@ -1,0 +1,1 @@
+"""RabbitMQ: where brokers are, the link, what is consumed and published."""

@@ -1,0 +1,1 @@
+"""Files of flows in every format that can be read."""

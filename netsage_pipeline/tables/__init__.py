@@ -1,0 +1,1 @@
+"""The lookup tables: opened, exchanged, fetched, built and shown."""
