@@ -219,17 +219,24 @@ class Load(threading.Thread):
 
 
 class Limited(Process):
-    """A worker, or another command, in which constants of the package have other values."""
+    """A worker, or another command, in which constants of the package have other values.
+
+    limits  module below netsage_pipeline, colon, constant → Python's text of its value
+    """
 
     def __init__(self, environment: Mapping[str, str], log: Path, *command: str, limits: Mapping[str, float]) -> None:
         self.point, self.log, self.window, self.started = "", log, 0, time.time()
-        sets = "; ".join(f"{name} = {value}" for name, value in limits.items())
-        program = (
-            f"import sys; from netsage_pipeline import amqp, ledger, run; {sets or 'pass'}; from netsage_pipeline.cli import main; main()"
-        )
+        program = ["from netsage_pipeline.cli import main"]
+        for name, value in limits.items():
+            module, _, constant = name.partition(":")
+            program += [f"import netsage_pipeline.{module} as module", f"module.{constant} = {value}"]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", program, *command], cwd=ROOT, env=dict(environment), stdout=output, stderr=output
+                [sys.executable, "-c", "\n".join([*program, "main()"]), *command],
+                cwd=ROOT,
+                env=dict(environment),
+                stdout=output,
+                stderr=output,
             )
 
     @property

@@ -28,9 +28,9 @@ from tests.services.rabbitmq import Broker, Proxy, wait_for
 #: The settings of the sink as they are shipped.
 CONF = folders.shipped("conf.d") / "sink"
 
-#: For `limits`: constants of modules that Limited does not name.
-REQUEST_S = "__import__('netsage_pipeline.elastic.cluster').elastic.REQUEST_S"
-PREPARED_S = "__import__('netsage_pipeline.elastic.bulk').bulk.PREPARED_S"
+#: For `limits`.
+REQUEST_S = "elastic.cluster:REQUEST_S"
+PREPARED_S = "elastic.bulk:PREPARED_S"
 
 #: Flows a message as the worker publishes them; some messages hold one.
 TOGETHER = 50

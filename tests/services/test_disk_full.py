@@ -110,7 +110,7 @@ def test_on_a_full_disk_it_waits_and_nothing_is_lost_or_counted_twice(run: Piped
 
 
 def test_a_disk_that_fills_up_while_the_output_is_waited_for_is_told_too(run: Piped, disk: Path) -> None:
-    run.limits = {"run.OUTBOX_ROWS": 100, "run.CLOCK_S": 0.05}  # It has to store something before a page is full.
+    run.limits = {"worker.run:OUTBOX_ROWS": 100, "worker.run:CLOCK_S": 0.05}  # It has to store something before a page is full.
     run.environment["NETSAGE_INACTIVITY_TIMEOUT_S"] = "1"
     run.environment["NETSAGE_OUTPUT_KEY"] = f"{run.output}-refusing"
     run.broker.declare(f"{run.output}-refusing", **{"x-max-length": 0, "x-overflow": "reject-publish"})

@@ -23,8 +23,8 @@ from tests.services.receiver import CUT, Answer, Receiver, Request, receiving
 from tests.services.test_outages import Watch
 
 #: For `limits`: seconds of waiting after which it says so what it does not say at once, and the longest pause.
-PATIENCE_S = "__import__('netsage_pipeline.outputs.posts').posts.PATIENCE_S"
-LAST_PAUSE = "__import__('netsage_pipeline.outputs.posts').posts.LAST_PAUSE"
+PATIENCE_S = "outputs.posts:PATIENCE_S"
+LAST_PAUSE = "outputs.posts:LAST_PAUSE"
 
 #: Bytes: by how much a worker may grow while nothing is stored.
 GROWTH = 120_000_000
@@ -213,7 +213,7 @@ def test_what_only_somebody_can_change_is_said_at_once_and_waited_for(
 
 def test_a_server_that_is_killed_or_silent_gets_every_flow(passing: Made, receiver: Receiver) -> None:
     run = passing(receiver, "timeout_s = 2")
-    run.limits = {"run.OUTBOX_ROWS": 6_000}
+    run.limits = {"worker.run:OUTBOX_ROWS": 6_000}
 
     def under_way() -> None:
         before = receiver.count()

@@ -25,8 +25,8 @@ from tests.services.rabbitmq import Broker, wait_for
 from tests.services.test_outages import Watch
 
 #: For `limits`: how long a request may take, and seconds of waiting after which it says so what it does not say at once.
-REQUEST_S = "__import__('netsage_pipeline.outputs.kafka').kafka.REQUEST_S"
-PATIENCE_S = "__import__('netsage_pipeline.outputs.kafka').kafka.PATIENCE_S"
+REQUEST_S = "outputs.kafka:REQUEST_S"
+PATIENCE_S = "outputs.kafka:PATIENCE_S"
 
 #: Bytes: by how much a worker may grow while nothing is confirmed.
 GROWTH = 120_000_000
@@ -157,7 +157,7 @@ def test_a_flow_without_an_id_is_a_dead_letter_of_a_topic_that_demands_keys(pass
 def test_a_broker_that_is_killed_or_hangs_gets_every_flow_once(passing: Made, kafka: Node, topic: str) -> None:
     kafka.topic(topic)
     run = passing()
-    run.limits = {REQUEST_S: 4, "run.OUTBOX_ROWS": 6_000}
+    run.limits = {REQUEST_S: 4, "worker.run:OUTBOX_ROWS": 6_000}
     run.publish(10_000)
     run.begin()
 

@@ -104,7 +104,13 @@ def test_stopped_killed_blocked_or_cut_off_it_makes_the_same_flows_as_one_that_n
     )
     never, stopped, killed = piped("never"), piped("stopped"), piped("killed")
     blocked = piped("blocked", "--conf", own)
-    blocked.limits = {"run.OUTBOX_ROWS": 100, "run.ON_THE_WAY": 50, "run.BATCH": 10, "run.PAUSE_S": 4, "run.CLOCK_S": 1}
+    blocked.limits = {
+        "worker.run:OUTBOX_ROWS": 100,
+        "worker.run:ON_THE_WAY": 50,
+        "worker.run:BATCH": 10,
+        "worker.run:PAUSE_S": 4,
+        "worker.run:CLOCK_S": 1,
+    }
     cut_off = piped("cut off", NETSAGE_RABBITMQ_URL=proxy.url)
     every = [never, stopped, killed, blocked, cut_off]
     for each in every:
@@ -176,7 +182,7 @@ def test_a_broker_that_is_killed_and_away_for_longer_than_the_timeout_splits_no_
 
 def test_cut_off_restarted_and_in_alarm_under_load_it_goes_on_by_itself_and_the_sums_are_equal(broker: Broker, piped: Made) -> None:
     run = piped("run", NETSAGE_INACTIVITY_TIMEOUT_S="1.5")
-    run.limits = {"run.OUTBOX_ROWS": 300, "run.CLOCK_S": 1}
+    run.limits = {"worker.run:OUTBOX_ROWS": 300, "worker.run:CLOCK_S": 1}
     worker = run.begin().works()
     load = Load(broker, [run.input], steadily(3_000, 200, 4_000))
     load.start()
@@ -237,7 +243,7 @@ def test_a_queue_that_is_never_empty_lets_flows_finish(broker: Broker, piped: Ma
     slow = stage_file(tmp_path / "own", "05_slow", "import time\ntime.sleep(0.004)\nreturn flow")
     conf = conf_with(tmp_path, {"05_slow": ""})
     run = piped("run", "--conf", conf, "--stages", slow)
-    run.limits = {"amqp.BATCH_MESSAGES": 2, "amqp.PREFETCH": 4}
+    run.limits = {"rabbitmq.amqp:BATCH_MESSAGES": 2, "rabbitmq.amqp:PREFETCH": 4}
     load = Load(broker, [run.input], steadily(400, 10, 1 << 30))
     load.start()
     wait_for(lambda: broker.count(run.input) > 20)

@@ -338,7 +338,7 @@ def test_a_server_that_takes_nothing_is_given_up_and_what_it_missed_is_kept(
 ) -> None:
     """HTTP 400 where an index is to be created: here because it would be too many shards, for which the server says why."""
     monkeypatch.setattr(indexing, "GIVE_UP_S", 12.0)
-    (indices.conf / "template.json").write_text('{"settings": {"number_of_shards": 1000, "number_of_replicas": 0}}')
+    (indices.conf / "template.json").write_text('{"settings": {"number_of_shards": 1024, "number_of_replicas": 0}}')
     source = written(tmp_path / "in", RECORD, RECORD)
     indices.plugin("p", input_file=source, template="template.json")
     outcome = indices.run("p")
@@ -346,7 +346,7 @@ def test_a_server_that_takes_nothing_is_given_up_and_what_it_missed_is_kept(
     assert outcome.code == 1
     waits = [line for line in outcome.err.splitlines() if "waits for Elasticsearch" in line]
     assert len(waits) == 1
-    assert "this action would add [1000] shards" in waits[0]
+    assert "this action would add [1024] shards" in waits[0]
     assert outcome.err.splitlines()[-1] == f"{source}: 2 not written: kept in {letters}: move it away and give it in again with --input"
 
     indices.client.indices.delete_index_template(name=f"pmacct-{indices.prefix}")
@@ -360,7 +360,7 @@ def test_who_is_told_to_stop_puts_aside_what_is_not_written(indices: Indices, tm
     """SIGTERM while the server refuses to create the index: no record is lost, and it does not take long."""
     source = written(tmp_path / "in", *[RECORD | {"packets": number} for number in range(5_000)])
     indices.plugin("p", input_file=source, template="template.json")
-    (indices.conf / "template.json").write_text('{"settings": {"number_of_shards": 1000, "number_of_replicas": 0}}')
+    (indices.conf / "template.json").write_text('{"settings": {"number_of_shards": 1024, "number_of_replicas": 0}}')
     with (tmp_path / "told").open("wb") as told:
         process = subprocess.Popen([COMMAND, "pmacct", "p", "--conf", indices.conf], stderr=told, env=surroundings())
     try:

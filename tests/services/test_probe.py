@@ -135,7 +135,7 @@ def test_none_is_taken_while_too_much_is_owed_and_what_was_left_out_is_said(
     start: Start, elastic: Node, client: Elasticsearch, prefix: str, pair: tuple[int, int]
 ) -> None:
     with front(elastic) as gate:
-        probe = start(gate.url, {"run.OUTBOX_ROWS": 0})
+        probe = start(gate.url, {"worker.run:OUTBOX_ROWS": 0})
         wait_for(lambda: bool(stored(client, prefix, localport=pair[0])), 60, lambda: probe.lasts(0.2))
         gate.silent = True
         wait_for(lambda: bool(probe.says("waits for the output")), 60)

@@ -39,7 +39,7 @@ def before(elastic: Node) -> Iterator[Front]:
 @pytest.fixture
 def running(broker: Broker, elastic: Node, before: Front, tmp_path: Path) -> Iterator[Sinking]:
     run = Sinking(broker, elastic, tmp_path / "sink", url=before.url)
-    run.limits = {"run.PAUSE_S": 4, REQUEST_S: 5}
+    run.limits = {"worker.run:PAUSE_S": 4, REQUEST_S: 5}
     run.begin()
     yield run
     run.end()

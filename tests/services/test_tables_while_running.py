@@ -32,7 +32,7 @@ def tables(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(broker: Broker, tmp_path: Path, tables: Path) -> Iterator[Piped]:
     made = Piped(broker, tmp_path / "run", NETSAGE_LOOKUPS=str(tables), NETSAGE_INACTIVITY_TIMEOUT_S="1")
-    made.limits = {"run.TABLES_S": 0.3}
+    made.limits = {"worker.run:TABLES_S": 0.3}
     yield made
     made.end()
 
