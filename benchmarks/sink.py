@@ -31,9 +31,10 @@ from benchmarks.queues import fill
 from netsage_pipeline import folders
 from netsage_pipeline.commands.run import working
 from netsage_pipeline.documents import document_id
-from netsage_pipeline.elastic import bulk, templates
+from netsage_pipeline.elastic import templates
 from netsage_pipeline.flow import Flow, Now
 from netsage_pipeline.options import field_table, opened, stages_of
+from netsage_pipeline.outputs import senders
 from netsage_pipeline.worker.run import Worker
 from tests.services import elastic, rabbitmq
 
@@ -137,7 +138,7 @@ def compare(options: argparse.Namespace, data: Path, url: str, node: elastic.Nod
         for number in range(options.rounds + 1):  # The first one only warms the server up.
             for index in client.indices.get(index="netsage-benchmark-*"):
                 client.indices.delete(index=index)
-            for name, at_once in (("one", 1), ("several", bulk.SENDERS)):
+            for name, at_once in (("one", 1), ("several", senders.SENDERS)):
                 prefix = f"netsage-benchmark-{name}-{number}"
                 templates.install(client, prefix, field_table(None))
                 seconds = client_bulk(client, serialized(flows, f"{prefix}-2023.11.14"), at_once)
@@ -148,9 +149,9 @@ def compare(options: argparse.Namespace, data: Path, url: str, node: elastic.Nod
             rates["sink"].append(len(flows) / seconds)
     one, several, ours = (statistics.median(each[1:]) for each in rates.values())
     print(f"client's bulk, one request at a time  {one:>10,.0f} documents/s")
-    print(f"client's bulk, {bulk.SENDERS} at once              {several:>10,.0f} documents/s")
+    print(f"client's bulk, {senders.SENDERS} at once              {several:>10,.0f} documents/s")
     print(f"sink                                  {ours:>10,.0f} documents/s, {cpu / len(flows) * 1e6:.1f} µs CPU a flow")
-    print(f"the sink's share of the client's bulk: {ours / one:.2f} (limit {LIMIT}), of {bulk.SENDERS} at once {ours / several:.2f}")
+    print(f"the sink's share of the client's bulk: {ours / one:.2f} (limit {LIMIT}), of {senders.SENDERS} at once {ours / several:.2f}")
 
 
 if __name__ == "__main__":

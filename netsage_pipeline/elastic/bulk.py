@@ -6,41 +6,22 @@ sent again, for ever. Only what the server refuses because of the document itsel
 
 from __future__ import annotations
 
-import random
-import re
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import structlog
 from elasticsearch import ApiError, Elasticsearch
 
-from netsage_pipeline import waits
 from netsage_pipeline.elastic.cluster import is_refusal, reason_of, refusal_of
 from netsage_pipeline.flow import Flow, Refusal, Stored
+from netsage_pipeline.outputs.senders import Answer, Senders, Trouble
 
-log = structlog.get_logger(__name__)
-
-#: A request: at most so many documents, and no further one once they are so long together.
+#: Documents in a request at most.
 REQUEST_DOCUMENTS = 1_000
-REQUEST_BYTES = 4_000_000
-
-#: Requests that may be under way at once: while one is answered the next is on its way.
-SENDERS = 2
-
-#: Seconds until what failed is tried again: a random part of a time that doubles, so that senders do not come all at once.
-FIRST_PAUSE, LAST_PAUSE = 0.5, 10.0
 
 #: Seconds after which it is prepared again though nothing failed: in a quiet time the server may have been replaced by an empty one.
 PREPARED_S = 10.0
-
-#: Seconds of waiting after which it says so.
-PATIENCE_S = 2.0
-
-#: Seconds for which a sender may go on when it is told to leave.
-LEAVING_S = 1.0
 
 #: What the answer is to hold; all of it takes longer to read than the documents to write.
 _ANSWER = "errors,items.*.status,items.*.failure_store,items.*.error.type,items.*.error.reason,items.*.error.caused_by"
@@ -57,13 +38,6 @@ _NOT_THE_DOCUMENT = {
 _NOT_THE_DOCUMENT_EITHER = ("pipeline with id", "no write index", "only write ops with an op_type of create", "number of documents in the")
 
 
-class Trouble(NamedTuple):
-    """Why a request, or a part of it, is to be sent again after a while."""
-
-    reason: str
-    at_once: bool = False  #: whether that is worth saying at once
-
-
 class Document(NamedTuple):
     """A document on its way."""
 
@@ -72,14 +46,18 @@ class Document(NamedTuple):
     action: bytes  #: the line of a bulk request that names index and id
     source: bytes  #: the line behind it
 
+    @property
+    def size(self) -> int:
+        return len(self.source)
+
 
 class Bulk:
-    """The senders.
+    """Batches of documents.
 
     prepare   called before the first request, and again after every failure, until it succeeds; raises what the client raises
     given     makes the flow again of a document's source, for a refusal
     most      documents in a request
-    tells     whether each request that holds refused documents is worth a line
+    tells     whether refused documents are worth a line
     """
 
     def __init__(
@@ -92,106 +70,43 @@ class Bulk:
         tells: bool = True,
     ) -> None:
         self._client, self._prepare, self._given = client, prepare, given
-        self._most, self._tells = most, tells
-        self._changed = threading.Condition()
         self._preparing = threading.Lock()
         self._prepared_until = 0.0
-        self._most_bytes = REQUEST_BYTES
-        self._waiting: deque[Document] = deque()
-        self._owed: dict[int, int] = {}  # batch → documents of it that are not settled
-        self._written: Counter[int] = Counter()
-        self._refusals: dict[int, list[Refusal]] = {}
-        self._stored: list[Stored] = []
-        self._troubled: set[int] = set()  # the senders that wait for long
-        self._told: set[str] = set()
-        self._closed = False
-        self._senders = [threading.Thread(target=self._work, args=(number,), daemon=True) for number in range(SENDERS)]
-        for sender in self._senders:
-            sender.start()
+        self._senders = Senders("Elasticsearch", self._send, most, (lambda document: document.target) if tells else None)
 
     def write(self, batch: int, documents: list[Document], refusals: list[Refusal]) -> None:
         """Takes a batch in; the refusals are those that were found before it came here."""
-        with self._changed:
-            if documents:
-                self._owed[batch], self._refusals[batch] = len(documents), refusals
-                self._waiting.extend(documents)
-            else:
-                self._stored.append(Stored(batch, 0, refusals))
-            self._changed.notify_all()
+        self._senders.write(batch, documents, refusals)
 
     def stored(self, seconds: float) -> list[Stored]:
         """The batches of which every document is settled by now, each once; waits for at most so many seconds until there is one."""
-        with self._changed:
-            if seconds and not self._stored:
-                self._changed.wait_for(lambda: self._stored, seconds)
-            stored, self._stored = self._stored, []
-        return stored
+        return self._senders.stored(seconds)
 
     def close(self) -> None:
         """Leaves; what is not settled by then is not."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        until = time.monotonic() + LEAVING_S
-        for sender in self._senders:
-            sender.join(max(0.0, until - time.monotonic()))
+        self._senders.close()
         self._client.close()
 
-    # A sender.
-
-    def _work(self, number: int) -> None:
-        while documents := self._next():
-            self._store(number, documents)
-
-    def _next(self) -> list[Document]:
-        """What is there, as much as a request may hold; waits for it. Empty when it is to leave."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            documents: list[Document] = []
-            size = 0
-            while self._waiting and not self._closed and len(documents) < self._most and size < self._most_bytes:
-                documents.append(self._waiting.popleft())
-                size += len(documents[-1].source)
-        return documents
-
-    def _store(self, number: int, documents: list[Document]) -> None:
-        """Sends documents until each is settled, or it is to leave."""
-        parts = [documents]
-        failing_since = 0.0
-        pause = FIRST_PAUSE
-        while parts and not self._closed:
-            sent, began = parts.pop(), time.monotonic()
-            left, trouble = self._send(sent)
-            if trouble is None:
-                parts += left
-                failing_since, pause = 0.0, FIRST_PAUSE
-                continue
-            parts += left
-            if sum(map(len, left)) < len(sent):
-                pause = FIRST_PAUSE
+    def _send(self, documents: list[Document]) -> Answer[Document]:
+        """One request."""
+        answer = self._answer(documents)
+        if answer.trouble is not None:
             self._prepared_until = 0.0  # It may come back empty, without our template.
-            failing_since = failing_since or began
-            if trouble.at_once or time.monotonic() - failing_since > PATIENCE_S:
-                self._waits(number, trouble.reason)
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed, random.uniform(0, pause))  # noqa: S311
-            pause = min(2 * pause, LAST_PAUSE)
-        self._goes_on(number)
+        return answer
 
-    def _send(self, documents: list[Document]) -> tuple[list[list[Document]], Trouble | None]:
-        """One request. Gives what is to be sent, in requests of its own, and why it has to wait, unless it has not."""
+    def _answer(self, documents: list[Document]) -> Answer[Document]:
         try:
             self._prepare_once()
         except Exception as error:  # As below.
-            return [documents], _trouble(error)
+            return Answer([], [], [documents], _trouble(error))
         try:
             body: Any = [line for each in documents for line in (each.action, each.source)]
             answer = self._client.bulk(operations=body, filter_path=_ANSWER)
         except Exception as error:  # Whatever it is, a sender that ends would leave its documents for ever.
             if isinstance(error, ApiError) and (error.status_code == 413 or _is_about_a_document(error)):
-                return self._parted(documents, error), None
-            return [documents], _trouble(error)
-        return self._settle(documents, answer.body)
+                return self._parted(documents, error)
+            return Answer([], [], [documents], _trouble(error))
+        return self._judged(documents, answer.body)
 
     def _prepare_once(self) -> None:
         with self._preparing:
@@ -199,76 +114,36 @@ class Bulk:
                 self._prepare()
                 self._prepared_until = time.monotonic() + PREPARED_S
 
-    def _parted(self, documents: list[Document], error: ApiError) -> list[list[Document]]:
+    def _parted(self, documents: list[Document], error: ApiError) -> Answer[Document]:
         """A request that is refused as a whole, as one that is too long: by halves, down to the document that is to blame."""
         if len(documents) == 1:
-            self._done(documents, [reason_of(error)], 1)
-            return []
-        half = len(documents) // 2
-        if error.status_code == 413:
-            self._most_bytes = max(1, min(self._most_bytes, sum(len(each.source) for each in documents)) // 2)
-        return [documents[half:], documents[:half]]
+            return Answer([], [self._refused(documents[0], reason_of(error))], [])
+        return Answer([], [], self._senders.halves(documents, too_long=error.status_code == 413))
 
-    def _settle(self, documents: list[Document], answer: Any) -> tuple[list[list[Document]], Trouble | None]:
-        """Takes note of what is stored and what is refused; gives what is to be sent again."""
+    def _judged(self, documents: list[Document], answer: Any) -> Answer[Document]:
+        """What is stored, what is refused, and what is to be sent again."""
         try:
             verdicts = [_verdict(next(iter(item.values()))) for item in answer["items"]]
         except Exception:  # Something else than Elasticsearch answers.
             verdicts = []
         if len(verdicts) != len(documents):
-            return [documents], Trouble("it does not answer for each document")
-        settled: list[Document] = []
-        reasons: list[str] = []  # of those that are settled; "" where it is stored
+            return Answer([], [], [documents], Trouble("it does not answer for each document"))
+        stored: list[Document] = []
+        refused: list[tuple[Document, Flow, str]] = []
         left: list[Document] = []
         why = ""
         for document, (verdict, reason) in zip(documents, verdicts, strict=True):
             if verdict == "again":
                 left.append(document)
                 why = reason
+            elif verdict == "refused":
+                refused.append(self._refused(document, reason))
             else:
-                settled.append(document)
-                reasons.append(reason)
-        self._done(settled, reasons, len(documents))
-        return ([left], Trouble(why)) if left else ([], None)
+                stored.append(document)
+        return Answer(stored, refused, [left] if left else [], Trouble(why) if left else None)
 
-    def _done(self, documents: list[Document], reasons: list[str], of: int) -> None:
-        """These, of so many in the request, are settled: stored, or refused with a reason."""
-        refused = Counter((each.target, reason) for each, reason in zip(documents, reasons, strict=True) if reason and self._tells)
-        for (target, reason), count in refused.items():
-            log.warning(f"{count} of {of} refused by {target}: {reason}")
-        with self._changed:
-            for document, reason in zip(documents, reasons, strict=True):
-                batch = document.batch
-                self._owed[batch] -= 1
-                if reason:
-                    self._refusals[batch].append((self._given(document.source), reason))
-                else:
-                    self._written[batch] += 1
-                if not self._owed[batch]:
-                    del self._owed[batch]
-                    self._stored.append(Stored(batch, self._written.pop(batch, 0), self._refusals.pop(batch)))
-            self._changed.notify_all()
-
-    # What it says.
-
-    def _waits(self, number: int, reason: str) -> None:
-        waits.begin("Elasticsearch", reason)
-        with self._changed:
-            self._troubled.add(number)
-            known_as = re.sub(r"\d+", "", reason)  # Some tell how much memory is taken.
-            if known_as in self._told:
-                return
-            self._told.add(known_as)
-        log.warning("waits for Elasticsearch", reason=reason)
-
-    def _goes_on(self, number: int) -> None:
-        with self._changed:
-            self._troubled.discard(number)
-            if self._troubled or not self._told or self._closed:
-                return
-            self._told.clear()
-            waits.end("Elasticsearch")
-        log.info("goes on with Elasticsearch")
+    def _refused(self, document: Document, reason: str) -> tuple[Document, Flow, str]:
+        return document, self._given(document.source), reason
 
 
 def _verdict(result: dict[str, Any]) -> tuple[str, str]:

@@ -1,1 +1,1 @@
-"""Outputs besides RabbitMQ and Elasticsearch."""
+"""Outputs besides RabbitMQ and Elasticsearch, and what outputs share."""

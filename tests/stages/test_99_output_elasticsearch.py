@@ -15,8 +15,8 @@ from elastic_transport import ApiResponseMeta, HttpHeaders, NodeConfig
 from structlog.testing import capture_logs
 
 from netsage_pipeline.documents import document_id
-from netsage_pipeline.elastic import bulk
 from netsage_pipeline.flow import Stored
+from netsage_pipeline.outputs import senders
 from tests.conftest import load_stage
 
 output = load_stage("99_output_elasticsearch")
@@ -73,9 +73,9 @@ def whole(status: int, body: Any) -> elasticsearch.ApiError:
 @pytest.fixture
 def sinking(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answers], Any]]:
     made: list[Any] = []
-    monkeypatch.setattr(bulk, "SENDERS", 1)
-    monkeypatch.setattr(bulk, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(bulk, "LAST_PAUSE", 0.02)
+    monkeypatch.setattr(senders, "SENDERS", 1)
+    monkeypatch.setattr(senders, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(senders, "LAST_PAUSE", 0.02)
     monkeypatch.setattr(output.templates, "install", lambda *_: [])
 
     def make(answers: Answers, **settings: Any) -> Any:
@@ -327,7 +327,7 @@ def test_it_leaves_at_once_while_nothing_can_be_stored(sinking: Callable[[Answer
 
 
 def test_a_row_of_the_same_trouble_is_one_line(sinking: Callable[[Answers], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "PATIENCE_S", 0)
+    monkeypatch.setattr(senders, "PATIENCE_S", 0)
     answers = Answers(*(item(429, "rejected", f"{number} bytes are taken") for number in range(10)), stored)
     with capture_logs() as said:
         sink = sinking(answers)
