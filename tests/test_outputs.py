@@ -17,9 +17,9 @@ from netsage_pipeline.config import described, read, settings_of
 from netsage_pipeline.documents import document_id, written
 from netsage_pipeline.outputs import posts
 from netsage_pipeline.outputs.batches import Batches, encoded
+from tests.certificates import certificates
 from tests.command import conf_with, run
 from tests.conftest import load_stage
-from tests.https import certificates
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 63) - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -18,8 +18,9 @@ import pytest
 
 from netsage_pipeline import folders
 from netsage_pipeline.tables import fetch
+from tests.certificates import certificates
 from tests.command import COMMAND, LOOKUPS, Outcome, run, surroundings
-from tests.https import Far, File, archive, certificates, far
+from tests.https import Far, File, archive, far
 from tests.lookups.test_mmdb import write
 
 KEY = "s3cret-licence-key"

@@ -7,7 +7,6 @@ import re
 import socket
 import ssl
 import struct
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from netsage_pipeline.rabbitmq import amqp, brokers
 from netsage_pipeline.rabbitmq.amqp import Consumer, Publisher
 from netsage_pipeline.rabbitmq.brokers import servers
 from netsage_pipeline.rabbitmq.link import Link, Setup
-from tests.services.conftest import absent
+from tests.certificates import certificates
 from tests.services.rabbitmq import Broker, Proxy, wait_for
 
 #: Makes links and closes them at the end of the test.
@@ -820,48 +819,31 @@ def test_a_port_that_speaks_something_else_is_said(link: Links, queue: str, said
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, a server's certificate for localhost, a client's, and an authority that signed nothing."""
-    directory = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments: str) -> None:
-        try:
-            subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-        except FileNotFoundError:
-            absent("openssl")
-
-    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    for authority in ("ca", "other"):
-        openssl("req", "-x509", *new_key, "-keyout", f"{authority}.key", "-out", f"{authority}.pem", "-subj", f"/CN={authority}")
-    (directory / "names").write_text("subjectAltName=DNS:localhost\n")
-    for name in ("server", "client"):
-        openssl("req", *new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signed)
-    return directory
+def issued(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return certificates(tmp_path_factory.mktemp("certificates"), names="DNS:localhost")
 
 
 @pytest.fixture
-def tls_proxy(broker: Broker, certificates: Path) -> Iterator[Proxy]:
+def tls_proxy(broker: Broker, issued: Path) -> Iterator[Proxy]:
     """Speaks TLS for the broker, to clients with a certificate."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificates / "ca.pem"))
-    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(issued / "ca.pem"))
+    context.load_cert_chain(issued / "server.pem", issued / "server.key")
     context.verify_mode = ssl.CERT_REQUIRED
     stands_between = Proxy(pika.URLParameters(broker.url).port, context)
     yield stands_between
     stands_between.close()
 
 
-def of_client(certificates: Path, authority: str = "ca") -> dict[str, Path]:
+def of_client(issued: Path, authority: str = "ca") -> dict[str, Path]:
     return {
-        "ca_file": certificates / f"{authority}.pem",
-        "client_certificate_file": certificates / "client.pem",
-        "client_key_file": certificates / "client.key",
+        "ca_file": issued / f"{authority}.pem",
+        "client_certificate_file": issued / "client.pem",
+        "client_key_file": issued / "client.key",
     }
 
 
-def test_tls_with_certificates_on_both_sides(tls_proxy: Proxy, certificates: Path, link: Links, queue: str) -> None:
-    settings = of_client(certificates)
+def test_tls_with_certificates_on_both_sides(tls_proxy: Proxy, issued: Path, link: Links, queue: str) -> None:
+    settings = of_client(issued)
     publisher = link(Publisher, tls_proxy.url, "", queue, **settings)
     publish(publisher, queue, range(2000), size=1000)
     publisher.publish(2000, "", queue, b"2000" + os.urandom(5_000_000), "huge")
@@ -874,9 +856,9 @@ def test_tls_with_certificates_on_both_sides(tls_proxy: Proxy, certificates: Pat
 
 
 def test_a_server_with_a_certificate_of_somebody_else_is_not_trusted(
-    tls_proxy: Proxy, certificates: Path, link: Links, queue: str, said: list[Any]
+    tls_proxy: Proxy, issued: Path, link: Links, queue: str, said: list[Any]
 ) -> None:
-    consumer = link(Consumer, tls_proxy.url, queue, **of_client(certificates, "other"))
+    consumer = link(Consumer, tls_proxy.url, queue, **of_client(issued, "other"))
     wait_for(lambda: bool(said), doing=lambda: consumer.receive(0.1))
     consumer.receive(2)
     assert (len(said), consumer.connected) == (1, False)
@@ -884,17 +866,17 @@ def test_a_server_with_a_certificate_of_somebody_else_is_not_trusted(
 
 
 def test_a_server_with_a_certificate_for_another_name_is_not_trusted(
-    tls_proxy: Proxy, certificates: Path, link: Links, queue: str, said: list[Any]
+    tls_proxy: Proxy, issued: Path, link: Links, queue: str, said: list[Any]
 ) -> None:
-    consumer = link(Consumer, tls_proxy.url.replace("localhost", "127.0.0.1"), queue, **of_client(certificates))
+    consumer = link(Consumer, tls_proxy.url.replace("localhost", "127.0.0.1"), queue, **of_client(issued))
     wait_for(lambda: bool(said), doing=lambda: consumer.receive(0.1))
     assert re.match(r"its certificate is not to be trusted: .*127\.0\.0\.1", said[0]["reason"])
 
 
 def test_a_server_that_wants_a_certificate_is_waited_for_without_one(
-    tls_proxy: Proxy, certificates: Path, link: Links, queue: str, said: list[Any]
+    tls_proxy: Proxy, issued: Path, link: Links, queue: str, said: list[Any]
 ) -> None:
-    consumer = link(Consumer, tls_proxy.url, queue, ca_file=certificates / "ca.pem")
+    consumer = link(Consumer, tls_proxy.url, queue, ca_file=issued / "ca.pem")
     wait_for(lambda: bool(said), doing=lambda: consumer.receive(0.1))
     assert not consumer.connected
     assert said[0]["reason"]

@@ -14,17 +14,17 @@ import orjson
 import pytest
 
 from netsage_pipeline.documents import document_id
+from tests.certificates import certificates
 from tests.command import conf_with, letters, run_real, written
 from tests.flows import flow as raw
-from tests.https import certificates
 from tests.services.passing import Passing
 from tests.services.rabbitmq import Broker, wait_for
 from tests.services.receiver import CUT, Answer, Receiver, Request, receiving
 from tests.services.test_outages import Watch
 
 #: For `limits`: seconds of waiting after which it says so what it does not say at once, and the longest pause.
-PATIENCE_S = "outputs.posts:PATIENCE_S"
-LAST_PAUSE = "outputs.posts:LAST_PAUSE"
+PATIENCE_S = "outputs.senders:PATIENCE_S"
+LAST_PAUSE = "outputs.senders:LAST_PAUSE"
 
 #: Bytes: by how much a worker may grow while nothing is stored.
 GROWTH = 120_000_000

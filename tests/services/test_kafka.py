@@ -16,9 +16,9 @@ import orjson
 import pytest
 
 from netsage_pipeline.documents import document_id
+from tests.certificates import certificates
 from tests.command import conf_with, run_real, written
 from tests.flows import flow as raw
-from tests.https import certificates
 from tests.services.kafka import Message, Node
 from tests.services.passing import Passing
 from tests.services.rabbitmq import Broker, wait_for

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.services.conftest import absent
+from tests.certificates import certificates
 from tests.services.elastic import Node
 from tests.services.rabbitmq import Broker, free_port
 from tests.services.sink import Front, Sinking, front
@@ -20,30 +19,14 @@ PASSWORD, KEY = "s3cret-pass-word", "a2V5LWlkOnMzY3JldC1rZXk="
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, its certificate for localhost, and an authority that signed nothing."""
-    directory = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments: str) -> None:
-        try:
-            subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-        except FileNotFoundError:
-            absent("openssl")
-
-    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    for authority in ("ca", "other"):
-        openssl("req", "-x509", *new_key, "-keyout", f"{authority}.key", "-out", f"{authority}.pem", "-subj", f"/CN={authority}")
-    (directory / "names").write_text("subjectAltName=DNS:localhost\n")
-    openssl("req", *new_key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=server")
-    signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
-    openssl("x509", "-req", "-in", "server.csr", "-out", "server.pem", *signed)
-    return directory
+def issued(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return certificates(tmp_path_factory.mktemp("certificates"), names="DNS:localhost")
 
 
 @pytest.fixture
-def tls(certificates: Path) -> ssl.SSLContext:
+def tls(issued: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    context.load_cert_chain(issued / "server.pem", issued / "server.key")
     return context
 
 
@@ -70,8 +53,8 @@ def tried(run: Sinking, text: str, **settings: Any) -> None:
     assert run.broker.count(run.input) == 1
 
 
-def test_tls_and_passwords(running: Sinking, elastic: Node, tls: ssl.SSLContext, certificates: Path, tmp_path: Path) -> None:
-    run, ca, other = running, certificates / "ca.pem", certificates / "other.pem"
+def test_tls_and_passwords(running: Sinking, elastic: Node, tls: ssl.SSLContext, issued: Path, tmp_path: Path) -> None:
+    run, ca, other = running, issued / "ca.pem", issued / "other.pem"
     key = tmp_path / "key"
     key.write_text(f"{KEY}\n")
     with front(elastic, tls, f"netsage:{PASSWORD}") as asks, front(elastic, tls, KEY) as asks_for_key:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.certificates import certificates
 from tests.command import LOOKUPS, run_real, tables_with
-from tests.https import File, archive, certificates, far
+from tests.https import File, archive, far
 from tests.lookups.test_mmdb import write
 from tests.services.load import Load, Piped, as_single, documents, message_of, steadily, sums
 from tests.services.rabbitmq import Broker, wait_for
