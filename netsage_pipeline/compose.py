@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from netsage_pipeline import config as settings
 from netsage_pipeline.ends import GIVEN, EndRun, EndStage, Memory
 from netsage_pipeline.flow import FlowProcess, Lookups, Now, Stitching
+from netsage_pipeline.folders import shipped
 from netsage_pipeline.stagefile import StageFile, StageFileError, find
 
 #: Bytes for remembered ends; what an end takes is measured by benchmarks/memory.py.
@@ -36,7 +37,8 @@ def configured(conf: Path, directories: list[Path], unused: tuple[str, ...] = ()
     unused   beginnings of names; of such a stage nobody wants to know what is wrong with it, it is just not there
     """
     if not conf.is_dir():
-        what = "is a file: name the directory it lies in" if conf.is_file() else "no such directory of settings"
+        ours = f"no such directory of settings; ours are in {shipped('conf.d')}"
+        what = "is a file: name the directory it lies in" if conf.is_file() else ours
         raise settings.SettingsError([f"{conf}: {what}"])
     files = find(directories)
     stages: list[Configured] = []

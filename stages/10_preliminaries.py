@@ -32,6 +32,7 @@ from netsage_pipeline.config import Settings
 from netsage_pipeline.flow import Flow, FlowProcess, Lookups, Now, Refused
 from netsage_pipeline.times import LAST_SECOND
 
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT", re.ASCII)
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
 _MISSING = "0.0.0.0"  # noqa: S104 - no address to listen on, but the reference's word for a missing one.
@@ -150,6 +151,8 @@ def _object(value: Any, name: str) -> dict[str, Any]:
 def _time(value: Any, name: str) -> float:
     if value is None:
         raise Refused(f"{name}: missing")
+    if value.__class__ is str and _DATE.match(value):
+        raise Refused(f"{name}: a date: a flow that came out of a chain goes through none again; conf.d/sink stores it")
     seconds = _float(value, name)
     if seconds < 0:
         raise Refused(f"{name}: negative")

@@ -17,6 +17,7 @@ from tests.command import COMMAND, LOOKUPS, conf_with, letters, lines, run, run_
 from tests.flows import MISSING, flow
 
 NOW = ("--now", "1700000000")
+OURS = folders.shipped("conf.d")
 NO_FULL_DISK = pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="/dev/full: absent")
 
 
@@ -499,7 +500,11 @@ def test_a_now_that_is_no_unix_time_is_refused(tmp_path: Path, now: str) -> None
             ["--clock", "sundial"], "Error: Invalid value for '--clock': 'sundial' is not one of 'event', 'arrival'.", id="a clock"
         ),
         pytest.param(["--min-bytes", "many"], "Error: Invalid value for '--min-bytes': 'many' is not a valid integer.", id="bytes"),
-        pytest.param(["--conf", "/no/conf.d"], "/no/conf.d: no such directory of settings", id="no settings"),
+        pytest.param(
+            ["--conf", "/no/conf.d"],
+            f"/no/conf.d: no such directory of settings; ours are in {OURS}",
+            id="no settings",
+        ),
         pytest.param(["--stages", "/no/stages"], "/no/stages: no such directory of stages", id="no stages"),
     ],
 )

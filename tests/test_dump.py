@@ -29,6 +29,7 @@ from netsage_pipeline.elastic import spill
 from netsage_pipeline.elastic.dump import Counting, NotDumped, Wanted, dump, line_of
 from netsage_pipeline.elastic.partfile import PartFile
 from netsage_pipeline.elastic.spill import Record, Spill
+from netsage_pipeline.folders import shipped
 from tests.command import run
 
 WANTED = Wanted("flows-*", "2026-01-01T00:00:00.000000Z", "2026-01-02T00:00:00.000000Z", "", "@timestamp", "@timestamp", "document_id")
@@ -372,7 +373,7 @@ def test_whatever_an_index_holds_is_a_line_of_json(source: dict[str, Any]) -> No
         (["--sort", " "], "--sort: is empty: is a variable empty?"),
         (["--query", '{"a": '], "--query: begins like JSON, but is none: Expecting value: line 1 column 6 (char 5)"),
         (["--out", "/"], "/: is a directory: name a file in it with --out"),
-        (["--conf", "/nix"], "/nix: no such directory of settings"),
+        (["--conf", "/nix"], f"/nix: no such directory of settings; ours are in {shipped('conf.d')}"),
     ],
 )
 def test_wrong_options_are_a_line(options: list[str], line: str) -> None:

@@ -64,7 +64,8 @@ class Site:
         assert count == "1 of 1 failed"
         assert self.files() == before
         assert KEY not in outcome.err
-        begin, end = f"{name}: refused: ", f"; {self.tables / TABLES[name]} stays as it is"
+        table = self.tables / TABLES[name]
+        begin, end = f"{name}: refused: ", f"; {table} {'stays as it is' if table.exists() else 'is still missing'}"
         assert line.startswith(begin)
         assert line.endswith(end)
         return line.removeprefix(begin).removesuffix(end)
@@ -428,7 +429,7 @@ def test_a_table_of_another_kind_is_refused(site: Site, server: Far, name: str, 
 def test_a_ruby_file_that_is_no_member_list_is_refused(site: Site, server: Far, body: bytes, why: str) -> None:
     outcome = site.update(NETSAGE_MEMBERS_URLS=offer(server, "/a-members-list.rb", body))
     assert outcome.code == 1
-    assert outcome.err.splitlines()[0] == f"members/a: refused: {why}; {site.tables}/members/a.toml stays as it is"
+    assert outcome.err.splitlines()[0] == f"members/a: refused: {why}; {site.tables}/members/a.toml is still missing"
 
 
 @pytest.mark.parametrize("damage", [b"\xc4", b"\x45\xff"])

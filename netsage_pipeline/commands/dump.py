@@ -45,7 +45,8 @@ def dump_records(
     id_field: str,
     conf: Path | None,
 ) -> None:
-    """Dump the records of a range of time out of Elasticsearch, one JSON object a line, sorted. replay reads what comes out.
+    """Dump the records of a range of time out of Elasticsearch, one JSON object a line, sorted. Our own flows go back as they
+    are with replay --conf conf.d/sink; records of Logstash's netflow module are flows for replay.
 
     A record is written as it was indexed, but for the copy of its id that our output adds. The order is that of --sort, then of the ids:
     the same records make the same file, byte for byte. Their number is checked against the indices as they were when the dump began.

@@ -92,7 +92,8 @@ def _update(chosen: list[Source], limit: int, *, force: bool) -> int:
             except (NotFetched, Refused, OSError) as error:
                 failed += 1
                 why = f"cannot be read or written: {error.strerror}" if isinstance(error, OSError) else str(error)
-                tell(f"{source.name}: refused: {why}; {folders.tables() / source.table} stays as it is")
+                table = folders.tables() / source.table
+                tell(f"{source.name}: refused: {why}; {table} {'stays as it is' if table.exists() else 'is still missing'}")
             else:
                 say(f"{source.name}: {line}")
             for line in updating.left_out():

@@ -148,7 +148,7 @@ class Reading:
         if code or said:
             raise NfdumpError(
                 f"{self._path}: nfdump could not read all of it (exit code {code}): {said or 'no reason given'}: "
-                "if it is truncated or corrupt, copy it again or move it away; the rows before are good"
+                "if it is truncated or corrupt, copy it again or move it away; rows that came before are good"
             )
 
     def close(self) -> None:

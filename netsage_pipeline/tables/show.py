@@ -21,7 +21,7 @@ def said(ip: str, directory: Path) -> Iterator[tuple[str, str]]:
     for name in ("GeoLite2-City.mmdb", "GeoLite2-ASN.mmdb", "scireg.mmdb", "communities.mmdb"):
         path = directory / name
         if not path.exists():
-            yield name, "no such table"
+            yield name, f"no such table in {directory}"
             continue
         try:
             record = _record(path, ip)
@@ -32,14 +32,15 @@ def said(ip: str, directory: Path) -> Iterator[tuple[str, str]]:
             asn = record.get("autonomous_system_number") or -1
         yield name, orjson.dumps(record, default=str).decode() if record else "not found"
     tables = Tables(directory)
-    yield "CAIDA-org-lookup.csv", _said(tables, "caida", "CAIDA-org-lookup.csv", lambda table: table.get(asn), f"AS{asn}: ")
-    yield "members/", _said(tables, "members", "members", lambda table: table.get(ip, asn), f"AS{asn}: ")
+    of = f"AS{asn}: " if asn >= 0 else ""
+    yield "CAIDA-org-lookup.csv", _said(tables, "caida", "CAIDA-org-lookup.csv", lambda table: table.get(asn), of)
+    yield "members/", _said(tables, "members", "members", lambda table: table.get(ip, asn), of)
 
 
 def _said(tables: Tables, kind: str, name: str, ask: Any, prefix: str) -> str:
     table: Table = tables(kind, Path(name))
     if tables.missing and tables.missing[-1].name == name:
-        return "no such table"
+        return f"no such table in {tables.directory}"
     broken = [line for line in tables.broken if name in line]
     return broken[0] if broken else prefix + (ask(table) or "not found")
 

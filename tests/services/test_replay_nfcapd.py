@@ -166,7 +166,7 @@ def test_a_truncated_file_is_told_and_the_others_are_read(dumped: Dumped, tmp_pa
     outcome = run_real("replay", tmp_path / "a")
     (told,) = outcome.said
     assert told.startswith(f"{cut}: nfdump could not read all of it (exit code ")
-    assert told.endswith("copy it again or move it away; the rows before are good")
+    assert told.endswith("copy it again or move it away; rows that came before are good")
     assert (outcome.code, len(outcome.flows)) == (0, 3)
 
 
