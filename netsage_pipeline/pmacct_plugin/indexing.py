@@ -27,7 +27,7 @@ from netsage_pipeline.pmacct_plugin.settings import Plugin
 from netsage_pipeline.pmacct_plugin.transformations import Record
 from netsage_pipeline.reading import pmacct
 from netsage_pipeline.reading.foreign import unix
-from netsage_pipeline.times import iso
+from netsage_pipeline.times import LAST_SECOND, iso
 
 #: The stage that its dead letters name.
 STAGE = "pmacct"
@@ -150,7 +150,7 @@ class Indexing:
 
     def _timed(self, fields: Record, modified: float) -> Record:
         if "@timestamp" not in fields:
-            times = (unix(fields.get(name)) for name in pmacct.TIMES)
+            times = (_seconds(fields.get(name)) for name in pmacct.TIMES)
             fields["@timestamp"] = iso(next((each for each in times if each), modified))
         return fields
 
@@ -199,7 +199,7 @@ class Indexing:
 
     def _index_of(self, document: Record) -> str:
         """ValueError if it has no time."""
-        seconds = unix(document.get("@timestamp"))
+        seconds = _seconds(document.get("@timestamp"))
         if not seconds:
             raise ValueError("@timestamp: is no time, so there is no index for it")
         return datetime.fromtimestamp(seconds, UTC).strftime(self._plugin.index)
@@ -260,6 +260,12 @@ class Indexing:
                 self._letters.parent.mkdir(parents=True, exist_ok=True)
                 with open(self._letters, "ab", opener=_private) as file:
                     file.write(b"\n".join(new.values()) + b"\n")
+
+
+def _seconds(given: Any) -> float | None:
+    """Unix seconds of a time that has a date; None or 0.0 if it has none."""
+    seconds = unix(given)
+    return seconds if seconds is None or seconds <= LAST_SECOND else None
 
 
 def _ids_in(letters: Path) -> set[bytes]:

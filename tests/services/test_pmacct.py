@@ -313,6 +313,15 @@ def test_what_is_refused_is_kept_with_its_reason_and_can_be_given_in_again(indic
     assert len(letters.read_bytes().splitlines()) == 3
 
 
+def test_a_time_that_no_calendar_has_costs_no_other_record(indices: Indices) -> None:
+    indices.plugin("p", index=f"{indices.prefix}-x")
+    records = [{"bytes": 1, "timestamp_start": 1e30}, {"bytes": 2, "@timestamp": 10**18}, {"bytes": 4}]
+    outcome = indices.run("p", stdin=b"\n".join(json.dumps(record).encode() for record in records))
+    assert outcome.code == 0
+    assert "standard input: 1 refused: @timestamp: is no time, so there is no index for it (line 2)" in outcome.err
+    assert indices.sums()[::2] == (2, 5)
+
+
 def test_a_template_that_the_server_refuses_is_one_clear_line(indices: Indices, tmp_path: Path) -> None:
     (indices.conf / "template.json").write_text('{"mappings": {"properties": {"bytes": {"type": "lang"}}}}')
     source = written(tmp_path / "in", RECORD)
