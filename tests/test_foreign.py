@@ -306,12 +306,13 @@ def test_flows_and_other_files_stay_what_they_were(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_no_record_says_why() -> None:
-    table = b"SRC_IP,PACKETS,BYTES\n128.101.1.1,1\nSRC_IP,PACKETS,BYTES\n128.101.1.1,1,\xff\n128.101.1.1,1,2\n"
+    table = b"SRC_IP,PACKETS,BYTES\n128.101.1.1,1\nSRC_IP,PACKETS,BYTES\n128.101.1.1,1,\xff\n128.101.1.1,1,2\n128.101.1.1,1,2"
     found = [(each.line, each.wrong, each.fields) for each in pmacct.records(enumerate(table.splitlines(True), 1))]
     assert found == [
         (2, "has 2 values, but the first line names 3", {}),
         (4, "not UTF-8", {}),
         (5, "", {"src_ip": "128.101.1.1", "packets": 1, "bytes": 2}),
+        (6, "has no end of line: cut off?", {}),
     ]
 
 

@@ -106,7 +106,7 @@ class Record(NamedTuple):
 
 
 def records(lines: Iterable[tuple[int, bytes]]) -> Iterator[Record]:
-    """The records of numbered lines, JSON or CSV."""
+    """The records of numbered lines, JSON or CSV, with their ends of line."""
     table: Columns | None = None
     first = b""
     for line, given in lines:
@@ -118,6 +118,8 @@ def records(lines: Iterable[tuple[int, bytes]]) -> Iterator[Record]:
             if table is not None:
                 if given.rstrip() == first:  # Files were put one behind the other.
                     continue
+                if not given.endswith(b"\n"):  # Its last value may be the half of one.
+                    raise ValueError("has no end of line: cut off?")
                 fields = table.record(given)
             elif not first and given.lstrip()[:1] != b"{" and (found := columns(given)) is not None:
                 table, first = found, given.rstrip()
