@@ -203,6 +203,14 @@ def test_a_template_of_todays_form_stays_as_it_is(tmp_path: Path) -> None:
     assert plugin_templates.template_of(plugin, tmp_path / "a.toml") == given
 
 
+def test_a_template_for_other_indices_is_told(tmp_path: Path) -> None:
+    (tmp_path / "template.json").write_text('{"index_patterns": ["x-*", "y"], "template": {}}', "utf-8")
+    (tmp_path / "a.toml").write_text('index = "xy"\ntemplate = "template.json"\n', "utf-8")
+    outcome = run("pmacct", "a", "--conf", tmp_path)
+    line = f"{tmp_path}/template.json: index_patterns: none is for xy, so it would have no effect\n"
+    assert (outcome.code, outcome.err) == (2, line)
+
+
 def test_a_file_of_the_plugin_that_is_missing_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(f'index = "a"\ninput_file = "{tmp_path}/none"\n', "utf-8")
     outcome = run("pmacct", "a", "--conf", tmp_path)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,9 @@ def template_of(plugin: Plugin, file: Path) -> dict[str, Any]:
     """
     given = _OURS if plugin.template is None else json_of(file.parent / plugin.template, "it holds an index template")
     if "index_patterns" in given and "template" in given:
+        index = datetime.now(UTC).strftime(plugin.index)
+        if not any(fnmatchcase(index, str(pattern)) for pattern in _patterns(given)):
+            raise SettingsError([f"{file.parent / str(plugin.template)}: index_patterns: none is for {index}, so it would have no effect"])
         return given
     made = {key: given[key] for key in ("settings", "mappings", "aliases") if key in given}
     if not made:
@@ -51,7 +58,7 @@ def template_of(plugin: Plugin, file: Path) -> dict[str, Any]:
         made["mappings"] = _of_today(made["mappings"])
     return {
         "index_patterns": [plugin.pattern],
-        "priority": PRIORITY + len(plugin.pattern),
+        "priority": PRIORITY + len(name_of(plugin)),  # The same for all patterns of that name.
         "_meta": {"managed_by": MANAGED_BY, "description": "Records of pmacct"},
         "template": made,
     }
@@ -85,22 +92,42 @@ def name_of(plugin: Plugin) -> str:
 
 
 def install(client: Elasticsearch, plugin: Plugin, body: dict[str, Any]) -> bool:
-    """Installs the template unless there is one of this name; whether it did. NotInstalled, and whatever else the client raises."""
+    """Installs the template, also over ours of another file or for other indices, but not over somebody else's; whether it did.
+
+    Patterns that the installed one has stay: plugins that share its name may date their indices differently. NotInstalled, and whatever
+    else the client raises.
+    """
     name = name_of(plugin)
+    patterns = _patterns(body)
+    made_of = _digest({key: value for key, value in body.items() if key != "index_patterns"})
     try:
-        client.indices.get_index_template(name=name, filter_path="index_templates.name")
+        found = client.indices.get_index_template(name=name)["index_templates"][0]["index_template"]
     except NotFoundError:
         pass
     else:
-        return False
+        known = found.get("_meta", {}).get("made_of")
+        missing = [pattern for pattern in patterns if pattern not in found["index_patterns"]]
+        if known is None or (known == made_of and not missing):
+            return False
+        patterns = [*found["index_patterns"], *missing]
     try:
-        client.indices.put_index_template(name=name, body=body)
+        meta = {**body.get("_meta", {}), "made_of": made_of}
+        client.indices.put_index_template(name=name, body={**body, "index_patterns": patterns, "_meta": meta})
     except BadRequestError as error:
         where = plugin.template or "ours"
         raise NotInstalled(
             f"index template {name} ({where}): Elasticsearch does not take it: {reason_of(error)}: nothing is written"
         ) from None
     return True
+
+
+def _patterns(body: dict[str, Any]) -> list[str]:
+    given = body["index_patterns"]
+    return given if isinstance(given, list) else [given]
+
+
+def _digest(value: Any) -> str:
+    return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def install_patiently(client: Elasticsearch, plugin: Plugin, body: dict[str, Any]) -> bool:

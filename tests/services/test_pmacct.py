@@ -342,6 +342,34 @@ def test_a_template_that_the_server_refuses_is_one_clear_line(indices: Indices, 
     assert indices.sums() == (1, 1, 10)
 
 
+def mapped(indices: Indices, index: str) -> Any:
+    return indices.client.indices.get_mapping(index=index)[index]["mappings"]["properties"]["ip_src"]
+
+
+def test_a_template_serves_whoever_shares_its_name_however_their_indices_are_dated(indices: Indices) -> None:
+    given = json.dumps(RECORD).encode()
+    for number, dated in enumerate(["%Y-%m-%d", "%Y.%m", "%Y-%m-%d", "%Y.%m"]):
+        indices.plugin("p", index=f"{indices.prefix}-{dated}")
+        outcome = indices.run("p", stdin=given)
+        assert ("installed" in outcome.err) == (number < 2)
+    assert {mapped(indices, f"{indices.prefix}-{date}")["type"] for date in ("2023-11-14", "2023.11")} == {"keyword"}
+
+
+def test_a_changed_template_is_for_the_next_index_but_not_over_somebody_elses(indices: Indices) -> None:
+    template = indices.conf / "template.json"
+    for number, ip in enumerate(["text", "ip", "ip"]):
+        template.write_text(json.dumps({"mappings": {"properties": {"ip_src": {"type": ip}}}}))
+        indices.plugin("p", template="template.json", index=f"{indices.prefix}-%Y.%m.%d")
+        record = RECORD | {"timestamp_start": f"2023-11-{10 + number} 00:00:00"}
+        assert ("installed" in indices.run("p", stdin=json.dumps(record).encode()).err) == (number < 2)
+        assert mapped(indices, f"{indices.prefix}-2023.11.{10 + number}")["type"] == ip
+
+    theirs = {"index_patterns": [f"{indices.prefix}-*"], "template": {"mappings": {"properties": {"ip_src": {"type": "keyword"}}}}}
+    indices.client.indices.put_index_template(name=f"pmacct-{indices.prefix}", body=theirs)
+    assert "installed" not in indices.run("p", stdin=json.dumps(RECORD).encode()).err
+    assert mapped(indices, f"{indices.prefix}-2023.11.14")["type"] == "keyword"
+
+
 def test_a_server_that_takes_nothing_is_given_up_and_what_it_missed_is_kept(
     indices: Indices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
