@@ -158,8 +158,8 @@ def _lines(error: ValidationError, model: type[BaseModel], file: SettingsFile) -
             given += f" (from {origin})"
         if item["type"] == "extra_forbidden":
             close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known are: {', '.join(known)}"
-            what = f"unknown setting, {hint}"
+            hint = f", did you mean '{close[0]}'?" if close else f", known are: {', '.join(known)}"
+            what = f"unknown setting{hint if len(item['loc']) == 1 else ''}"  # Of what is in a table others are known.
         elif item["type"] == "missing":
             what = "is missing: " + (model.model_fields[key].description or "give a value" if key in model.model_fields else "give a value")
         elif item["type"] in _WRONG_TYPE:

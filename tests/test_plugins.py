@@ -123,6 +123,23 @@ def test_a_setting_that_is_none_is_told(tmp_path: Path) -> None:
                 "expected tags: 'AddField', 'AddFieldLookup', 'DelField'",
             ],
         ),
+        (
+            '{"ES_IndexName": "x", "Transformations": [{"Conditions": [], "Action": [], "Actions": [{"Type": "AddField", "Name": "a", '
+            '"Value": []}, {"Type": "AddFieldLookup", "Name": "a", "LookupFieldName": "b", "LookupTable": {"1": null}}]}]}',
+            [
+                "my_print.conf: Transformations.0.Actions.0.Value: []: is neither text nor number",
+                "my_print.conf: Transformations.0.Actions.1.LookupTable.1: None: is neither text nor number",
+                "my_print.conf: Transformations.0.Action: unknown setting",
+            ],
+        ),
+        (
+            '{"ES_IndexName": "x", "ES_AuthType": "basic"}',
+            ["my_print.conf: ES_AuthType: basic needs ES_UserName and ES_Password"],
+        ),
+        (
+            '{"ES_IndexName": "x", "ES_AuthType": "kerberos", "ES_UserName": "a", "ES_Password": "b"}',
+            ["my_print.conf: ES_AuthType: kerberos is nothing that Elasticsearch knows: write basic"],
+        ),
     ],
 )
 def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, text: str, lines: list[str]) -> None:

@@ -151,16 +151,15 @@ def p2es(path: Path) -> tuple[SettingsFile, dict[str, str]]:
     """The settings in a file of pmacct-to-elasticsearch in our words, and remarks about those that are left out. SettingsError."""
     given = json_of(path, "it holds the settings of pmacct-to-elasticsearch")
     values: dict[str, Any] = {ours: given[theirs] for theirs, ours in _OURS.items() if given.get(theirs) not in (None, "")}
-    errors = []
     remarks = {}
     for key in given:
         if key in _WITHOUT_USE:
             remarks[key] = f"{path}: {key}: has no use here: {_WITHOUT_USE[key]}"
         elif key not in _OURS and not key.lower().startswith(("comment", "_")):
             remarks[key] = f"{path}: {key}: is no setting of pmacct-to-elasticsearch: left out"
-    if given.get("ES_AuthType") == "digest":
-        errors.append(f"{path}: ES_AuthType: digest is nothing that Elasticsearch knows: write basic")
-    if given.get("ES_AuthType", "none") == "none":
+    auth = given.get("ES_AuthType") or "none"
+    errors = _errors_of(auth, values, path)
+    if auth == "none":
         values = {ours: value for ours, value in values.items() if ours not in ("user", "password")}
     if given.get("InputFile") == "-":
         del values["input_file"]
@@ -175,6 +174,14 @@ def p2es(path: Path) -> tuple[SettingsFile, dict[str, str]]:
             if isinstance(each, dict) and isinstance(each.get("actions"), list):
                 each["actions"] = [_renamed(action, _IN_ACTIONS) for action in each["actions"]]
     return SettingsFile(path, values, {}, errors), remarks
+
+
+def _errors_of(auth: Any, values: dict[str, Any], path: Path) -> list[str]:
+    if auth not in ("none", "basic"):
+        return [f"{path}: ES_AuthType: {auth} is nothing that Elasticsearch knows: write basic"]
+    if auth == "basic" and not values.keys() & {"user", "password"}:
+        return [f"{path}: ES_AuthType: basic needs ES_UserName and ES_Password"]
+    return []
 
 
 #: What pmacct-to-elasticsearch takes when its settings name no template.

@@ -89,6 +89,16 @@ def _are_conditions(conditions: list[Any]) -> list[Any]:
     return conditions
 
 
+def _is_plain(value: Any) -> Any:
+    if not isinstance(value, str | bool | int | float):
+        raise ValueError("is neither text nor number")
+    return value
+
+
+#: What a field can be set to. A union of types would give a line for each of them where it is something else.
+Plain = Annotated[Any, AfterValidator(_is_plain)]
+
+
 class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -96,7 +106,7 @@ class Part(BaseModel):
 class AddField(Part):
     type: Literal["AddField"]
     name: str
-    value: str | bool | int | float
+    value: Plain
 
 
 class AddFieldLookup(Part):
@@ -105,7 +115,7 @@ class AddFieldLookup(Part):
     type: Literal["AddFieldLookup"]
     name: str
     lookup_field: str
-    table: dict[str, str | bool | int | float] | None = None
+    table: dict[str, Plain] | None = None
     table_file: Path | None = None
 
 
