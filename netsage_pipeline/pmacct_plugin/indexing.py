@@ -155,8 +155,9 @@ class Indexing:
         return fields
 
     def _again(self, letter: dict[str, Any]) -> None:
-        """Takes a dead letter of this command."""
-        line, _, ordinal = letter["position"].partition(".")
+        """Takes a dead letter of this command, which somebody may have edited."""
+        position = str(letter["position"])
+        line, _, ordinal = position.partition(".")
         body = deadletters.body_of(letter["payload"])
         try:
             record = orjson.loads(body)
@@ -165,7 +166,7 @@ class Indexing:
         if isinstance(record, dict):
             self._write(record, int(line) if line.isdecimal() else 0, int(ordinal) if ordinal.isdecimal() else 0)
         else:
-            self._refuse(letter["reason"], letter["position"], body)
+            self._refuse(str(letter["reason"]), position, body)
 
     def _enter(self, record: Record, line: int, seen: Counter[int]) -> None:
         try:

@@ -322,6 +322,15 @@ def test_a_time_that_no_calendar_has_costs_no_other_record(indices: Indices) -> 
     assert indices.sums()[::2] == (2, 5)
 
 
+def test_a_dead_letter_that_was_edited_costs_no_other_record(indices: Indices) -> None:
+    indices.plugin("p", index=f"{indices.prefix}-x")
+    letter = {"id": "", "stage": "pmacct", "source": "", "reason": None, "position": 5, "payload": RECORD | {"@timestamp": 1_700_000_000}}
+    records = [letter, letter | {"payload": 1}, RECORD | {"bytes": 4}]
+    outcome = indices.run("p", stdin=b"\n".join(json.dumps(record).encode() for record in records))
+    assert (outcome.code, outcome.err.splitlines()[1]) == (0, "standard input: 3 records read, 2 written")
+    assert indices.sums()[::2] == (2, 14)
+
+
 def test_a_template_that_the_server_refuses_is_one_clear_line(indices: Indices, tmp_path: Path) -> None:
     (indices.conf / "template.json").write_text('{"mappings": {"properties": {"bytes": {"type": "lang"}}}}')
     source = written(tmp_path / "in", RECORD)
