@@ -79,6 +79,15 @@ def test_converted_settings_say_the_same(tmp_path: Path) -> None:
     assert (again.code, again.err) == (2, f"{tmp_path}/my_print.toml: is there already: move it away first\n")
 
 
+@pytest.mark.parametrize("value", ["null", "NaN", '"${SOMETHING}"', '"${HOME}"'])
+def test_settings_that_toml_cannot_say_are_not_converted(tmp_path: Path, value: str) -> None:
+    path = written(tmp_path, f'{{"ES_IndexName": "x", "Transformations": [{{"Conditions": [{{"a": {value}}}], "Actions": []}}]}}')
+    outcome = run("pmacct", "convert", path)
+    line = f"{path}: null, NaN or ${{NAME}} is in it, which TOML would not say: keep my_print.conf, it is read as it is\n"
+    assert (outcome.code, outcome.err) == (2, line)
+    assert not path.with_suffix(".toml").exists()
+
+
 def test_a_setting_that_is_none_is_told(tmp_path: Path) -> None:
     path = written(tmp_path, '{"ES_IndexName": "x", "Transformation": [], "_comment": "", "LogFile": "y"}')
     assert plugins.read("my_print", tmp_path)[2] == [f"{path}: Transformation: is no setting of pmacct-to-elasticsearch: left out"]

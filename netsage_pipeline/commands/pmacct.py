@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from netsage_pipeline import log
+from netsage_pipeline import config, log
 from netsage_pipeline.config import SettingsError, SettingsFile
 from netsage_pipeline.elastic.cluster import client
 from netsage_pipeline.pmacct_plugin import settings as plugins
@@ -157,6 +157,9 @@ def _convert(file: Path) -> None:
     except OSError as error:
         tell(f"{target}: cannot be written: {error.strerror}")
         sys.exit(NOTHING_READ)
+    if config.settings_of(Plugin, config.read(target))[0] != settings:
+        target.unlink()
+        raise SettingsError([f"{file}: null, NaN or ${{NAME}} is in it, which TOML would not say: keep {file.name}, it is read as it is"])
     for remark in remarks.values():
         tell(remark)
     say(f"{target}: written; {file} is not read any more")
