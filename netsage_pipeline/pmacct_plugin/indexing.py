@@ -259,7 +259,11 @@ class Indexing:
             self._kept |= new.keys()
             if new:
                 self._letters.parent.mkdir(parents=True, exist_ok=True)
-                with open(self._letters, "ab", opener=_private) as file:
+                with open(self._letters, "a+b", opener=_private) as file:
+                    if file.tell():
+                        file.seek(-1, os.SEEK_END)
+                        if file.read() != b"\n":  # Its end was cut off, by a full disk perhaps.
+                            file.write(b"\n")
                     file.write(b"\n".join(new.values()) + b"\n")
 
 
@@ -270,10 +274,11 @@ def _seconds(given: Any) -> float | None:
 
 
 def _ids_in(letters: Path) -> set[bytes]:
+    """The ids of letters that are whole."""
     if not letters.exists():
         return set()
     with letters.open("rb") as file:
-        return {_id_of(line) for line in file}
+        return {_id_of(line) for line in file if line.endswith(b"\n")}
 
 
 def _id_of(letter: bytes) -> bytes:

@@ -322,6 +322,18 @@ def test_a_time_that_no_calendar_has_costs_no_other_record(indices: Indices) -> 
     assert indices.sums()[::2] == (2, 5)
 
 
+def test_a_dead_letter_that_was_cut_off_is_written_anew(indices: Indices, tmp_path: Path) -> None:
+    """What a full disk leaves behind, and the same file again once there is room."""
+    source = written(tmp_path / "in", b"[1]", b"[2]", RECORD)
+    letters = tmp_path / "in.dead-letters.ndjson"
+    indices.plugin("p", input_file=source)
+    assert indices.run("p").code == 0
+    first, second = letters.read_bytes().splitlines()
+    letters.write_bytes(first + b"\n" + second[:-20])
+    assert indices.run("p").code == 0
+    assert letters.read_bytes().splitlines() == [first, second[:-20], second]
+
+
 def test_a_dead_letter_that_was_edited_costs_no_other_record(indices: Indices) -> None:
     indices.plugin("p", index=f"{indices.prefix}-x")
     letter = {"id": "", "stage": "pmacct", "source": "", "reason": None, "position": 5, "payload": RECORD | {"@timestamp": 1_700_000_000}}
