@@ -68,7 +68,7 @@ def pmacct_records(plugin: str, file: Path | None, conf: Path, given: str | None
     with stopping() as stop:
         indexing = Indexing(settings, server, lambda: install(server, settings, template), transform, letters, stop)
         try:
-            _prepare(indexing, lambda: install_patiently(server, settings, template), name_of(settings))
+            _prepare(indexing, lambda: install_patiently(server, settings, template, stop), name_of(settings))
             _take(indexing, files, name)
             indexing.finish()
         except OSError as error:

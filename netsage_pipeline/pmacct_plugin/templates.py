@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -130,8 +131,8 @@ def _digest(value: Any) -> str:
     return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def install_patiently(client: Elasticsearch, plugin: Plugin, body: dict[str, Any]) -> bool:
-    """The same, asking again while the server does not answer. NotInstalled, also if it goes on like that."""
+def install_patiently(client: Elasticsearch, plugin: Plugin, body: dict[str, Any], stop: Callable[[], bool]) -> bool:
+    """The same, asking again while the server does not answer. NotInstalled, also if it goes on like that or `stop` says so."""
     until = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -139,6 +140,6 @@ def install_patiently(client: Elasticsearch, plugin: Plugin, body: dict[str, Any
         except NotInstalled:
             raise
         except Exception as error:
-            if is_refusal(error) or time.monotonic() > until:
+            if is_refusal(error) or stop() or time.monotonic() > until:
                 raise NotInstalled(f"Elasticsearch: {reason_of(error)}: nothing is written") from None
             time.sleep(_PAUSE_S)

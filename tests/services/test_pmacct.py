@@ -433,6 +433,21 @@ def test_who_is_told_to_stop_puts_aside_what_is_not_written(indices: Indices, tm
     assert len(letters.read_bytes().splitlines()) == 5_000
 
 
+def test_who_is_told_to_stop_before_the_server_answered_keeps_what_it_is_given(indices: Indices, tmp_path: Path) -> None:
+    """What comes out of a memory plugin is nowhere else."""
+    letters = tmp_path / "letters"
+    indices.plugin("p", url="http://127.0.0.1:9", dead_letters=letters)
+    command: list[str | Path] = [COMMAND, "pmacct", "p", "--conf", indices.conf]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings()) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.terminate()
+        _, told = process.communicate(json.dumps(RECORD), 20)
+    assert process.returncode == 1
+    assert told.splitlines()[:2] == ["Elasticsearch: Connection refused: nothing is written", "standard input: 1 records read, 0 written"]
+    assert len(letters.read_bytes().splitlines()) == 1
+
+
 def test_a_server_that_is_not_there_is_one_clear_line(indices: Indices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugin_templates, "PATIENCE_S", 0.0)
     source = written(tmp_path / "in", RECORD)
