@@ -78,6 +78,26 @@ IPFIX = {
     "bgpDestinationAsNumber": 36375,
 }
 
+#: What tells of a connection's end on a firewall: milliseconds, and both directions.
+FIREWALL = {
+    "version": 9,
+    "fw_event": 2,
+    "ipv4_src_addr": "128.101.1.1",
+    "ipv4_dst_addr": "141.211.2.2",
+    "input_snmp": 11,
+    "flow_start_msec": 1_700_000_000_123,
+    "event_time_msec": 1_700_000_003_456,
+    "fwd_flow_delta_bytes": 600,
+    "rev_flow_delta_bytes": 400,
+    "initiatorPackets": 7,
+    "responderPackets": 3,
+    "l4_src_port": 50000,
+    "l4_dst_port": 443,
+    "protocol": 6,
+    "src_as": 217,
+    "dst_as": 36375,
+}
+
 
 @pytest.fixture(params=["UTC", "America/New_York"])
 def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
@@ -137,7 +157,7 @@ def test_a_line_of_csv_is_the_same_flow() -> None:
     assert flow_of(record.fields, pmacct.NAMES, Rows("file")) == flow("border-1")
 
 
-@pytest.mark.parametrize("fields", [NETFLOW, IPFIX])
+@pytest.mark.parametrize("fields", [NETFLOW, IPFIX, FIREWALL])
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_document_of_the_netflow_module_is_the_same_flow(fields: dict[str, Any], flat: bool) -> None:
     document = {f"netflow.{name}": value for name, value in fields.items()} if flat else {"netflow": fields}

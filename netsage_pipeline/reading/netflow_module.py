@@ -1,5 +1,5 @@
 """What Logstash's netflow module, and its codec before, wrote into Elasticsearch, as flows: NetFlow v5 and v9 by one set of names, IPFIX by
-its own. Source: the codec's netflow.yaml and ipfix.yaml.
+its own, and firewalls (Cisco ASA) by names for both directions. Source: the codec's netflow.yaml and ipfix.yaml.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ NAMES = Names(
         ("first_switched", "last_switched"),
         ("flowStartMilliseconds", "flowEndMilliseconds"),
         ("flowStartSeconds", "flowEndSeconds"),
+        ("flow_start_msec", "event_time_msec"),
     ),
-    octets=("in_bytes", "octetDeltaCount", "bytes"),
-    packets=("in_pkts", "packetDeltaCount", "packets"),
+    octets=("in_bytes", "octetDeltaCount", "bytes", "fwd_flow_delta_bytes", "initiatorOctets"),
+    packets=("in_pkts", "packetDeltaCount", "packets", "initiatorPackets"),
     sensor=("sensor",),
-    out_octets=("out_bytes",),
-    out_packets=("out_pkts",),
+    out_octets=("out_bytes", "rev_flow_delta_bytes", "responderOctets"),
+    out_packets=("out_pkts", "responderPackets"),
 )
 
 
