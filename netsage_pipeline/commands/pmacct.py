@@ -77,11 +77,11 @@ def pmacct_records(plugin: str, file: Path | None, conf: Path, given: str | None
         finally:
             for each in files:
                 each.file.close()
-            _close(indexing)
+            kept = _close(indexing)
     summary = indexing.summary
-    for line in summary.told(name, letters):
+    for line in summary.told(name, letters if kept else None):
         tell(line)
-    if summary.put_aside or any(each.rewritten for each in files):
+    if summary.put_aside or not kept or any(each.rewritten for each in files):
         sys.exit(NOTHING_READ)
 
 
@@ -136,12 +136,14 @@ def _take(indexing: Indexing, files: list[Snapshot], name: str) -> None:
             tell(f"{name}: was rewritten while it was read, behind line {end:,}: the rest is lost, what stands there now follows")
 
 
-def _close(indexing: Indexing) -> None:
+def _close(indexing: Indexing) -> bool:
+    """Whether all that is not written is kept."""
     try:
         indexing.close()
     except OSError as error:
         tell(f"{error.filename}: cannot be written, and some refused records would have to be kept in it: {error.strerror}")
-        sys.exit(NOTHING_READ)
+        return False
+    return True
 
 
 def _convert(file: Path) -> None:

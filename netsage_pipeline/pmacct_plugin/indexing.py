@@ -7,6 +7,7 @@ letters, from which it can be given in again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -55,14 +56,16 @@ class Summary:
     refused: Counter[str] = field(default_factory=Counter)  #: by reason
     lines: dict[str, list[str]] = field(default_factory=dict)  #: where the first ones with a reason stand
 
-    def told(self, source: str, letters: Path) -> list[str]:
-        """The summary as it is printed: one line for each reason."""
+    def told(self, source: str, letters: Path | None) -> list[str]:
+        """The summary as it is printed: one line for each reason. Without letters they could not be kept."""
+        kept = f"kept in {letters}" if letters else "not kept"
+        again = ": move it away and give it in again with --input" if letters else ""
         lines = [f"{source}: {self.read:,} records read, {self.written:,} written"]
         for reason, count in sorted(self.refused.items()):
             places = ", ".join(self.lines[reason]) + (" …" if count > len(self.lines[reason]) else "")
-            lines.append(f"{source}: {count:,} refused: {reason} (line {places}): kept in {letters}")
+            lines.append(f"{source}: {count:,} refused: {reason} (line {places}): {kept}")
         if self.put_aside:
-            lines.append(f"{source}: {self.put_aside:,} not written: kept in {letters}: move it away and give it in again with --input")
+            lines.append(f"{source}: {self.put_aside:,} not written: {kept}{again}")
         return lines
 
 
@@ -103,7 +106,7 @@ class Indexing:
         self.summary = Summary()
 
     def take(self, lines: Iterator[tuple[int, bytes]], source: str, modified: float) -> int:
-        """Writes the records of a file, or of standard input; gives the line of the last one. OSError if dead letters cannot be written.
+        """Writes the records of a file, or of standard input; gives the line of the last one.
 
         modified   unix seconds, the time of records that have none
         """
@@ -128,7 +131,7 @@ class Indexing:
         return line
 
     def finish(self) -> None:
-        """Waits until each record is written, refused or put aside. OSError if dead letters cannot be written."""
+        """Waits until each record is written, refused or put aside."""
         self._settle(0)
 
     def close(self) -> None:
@@ -138,7 +141,7 @@ class Indexing:
         for pending in [each for batch in self._pending.values() for each in batch.values()]:
             self._put_aside(pending)
         self._pending = {0: {}}
-        self._write_letters()
+        self._append_letters()
 
     def give_up(self) -> None:
         """Whatever comes from now on is put aside."""
@@ -250,13 +253,16 @@ class Indexing:
         self._dead.append(deadletters.envelope(STAGE, reason, self._source, position, payload))
 
     def _write_letters(self) -> None:
+        """Where they cannot be written they wait for the next time: one bad record is no reason to read no other one."""
+        with contextlib.suppress(OSError):
+            self._append_letters()
+
+    def _append_letters(self) -> None:
         """Appends the dead letters that are not there yet. They may hold full addresses: the file is for its owner alone."""
         if self._dead:
             if self._kept is None:
                 self._kept = _ids_in(self._letters)
             new = {_id_of(letter): letter for letter in self._dead if _id_of(letter) not in self._kept}
-            self._dead = []
-            self._kept |= new.keys()
             if new:
                 self._letters.parent.mkdir(parents=True, exist_ok=True)
                 with open(self._letters, "a+b", opener=_private) as file:
@@ -265,6 +271,8 @@ class Indexing:
                         if file.read() != b"\n":  # Its end was cut off, by a full disk perhaps.
                             file.write(b"\n")
                     file.write(b"\n".join(new.values()) + b"\n")
+            self._dead = []
+            self._kept |= new.keys()
 
 
 def _seconds(given: Any) -> float | None:

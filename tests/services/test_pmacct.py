@@ -313,13 +313,26 @@ def test_what_is_refused_is_kept_with_its_reason_and_can_be_given_in_again(indic
     assert len(letters.read_bytes().splitlines()) == 3
 
 
-def test_a_time_that_no_calendar_has_costs_no_other_record(indices: Indices) -> None:
-    indices.plugin("p", index=f"{indices.prefix}-x")
+def test_a_time_that_no_calendar_has_costs_no_other_record(indices: Indices, tmp_path: Path) -> None:
+    indices.plugin("p", index=f"{indices.prefix}-x", dead_letters=tmp_path / "letters")
     records = [{"bytes": 1, "timestamp_start": 1e30}, {"bytes": 2, "@timestamp": 10**18}, {"bytes": 4}]
     outcome = indices.run("p", stdin=b"\n".join(json.dumps(record).encode() for record in records))
     assert outcome.code == 0
     assert "standard input: 1 refused: @timestamp: is no time, so there is no index for it (line 2)" in outcome.err
     assert indices.sums()[::2] == (2, 5)
+
+
+def test_where_dead_letters_cannot_be_kept_the_rest_goes_on(indices: Indices, tmp_path: Path) -> None:
+    letters = written(tmp_path / "no directory") / "letters"
+    indices.plugin("p", dead_letters=letters, index=f"{indices.prefix}-x")
+    bad = json.dumps(RECORD | {"bytes": "many"}).encode()
+    outcome = indices.run("p", stdin=b"\n".join([b"[1]", bad, *[json.dumps(RECORD).encode()] * 600]))
+    assert outcome.code == 1
+    unwritable, counts, *reasons = outcome.err.splitlines()[1:]
+    assert unwritable.startswith(f"{letters.parent}: cannot be written, and some refused records would have to be kept in it: ")
+    assert counts == "standard input: 602 records read, 600 written"
+    assert [line[-18:] for line in reasons] == ["(line 2): not kept", "(line 1): not kept"]
+    assert indices.sums()[0] == 600
 
 
 def test_a_dead_letter_that_was_cut_off_is_written_anew(indices: Indices, tmp_path: Path) -> None:
@@ -334,8 +347,8 @@ def test_a_dead_letter_that_was_cut_off_is_written_anew(indices: Indices, tmp_pa
     assert letters.read_bytes().splitlines() == [first, second[:-20], second]
 
 
-def test_a_dead_letter_that_was_edited_costs_no_other_record(indices: Indices) -> None:
-    indices.plugin("p", index=f"{indices.prefix}-x")
+def test_a_dead_letter_that_was_edited_costs_no_other_record(indices: Indices, tmp_path: Path) -> None:
+    indices.plugin("p", index=f"{indices.prefix}-x", dead_letters=tmp_path / "letters")
     letter = {"id": "", "stage": "pmacct", "source": "", "reason": None, "position": 5, "payload": RECORD | {"@timestamp": 1_700_000_000}}
     records = [letter, letter | {"payload": 1}, RECORD | {"bytes": 4}]
     outcome = indices.run("p", stdin=b"\n".join(json.dumps(record).encode() for record in records))
