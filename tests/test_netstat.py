@@ -52,7 +52,7 @@ udp   ESTAB     0      0                                    192.0.2.10:57174    
 tcp   ESTAB     0      0                                    192.0.2.10:22                              198.51.100.7:51234 users:(("sshd",pid=9010,fd=4),("sshd",pid=9001,fd=4))
 tcp   TIME-WAIT 0      0      [2001:db8:85a3:1234:5678:8a2e:370:7334]:38183 [2001:db8:85a3:1234:5678:8a2e:370:7335]:443                                      
 tcp   FIN-WAIT-2 0     0                            [::ffff:192.0.2.10]:8080                  [::ffff:198.51.100.9]:4242                                     
-tcp   ESTAB     0      0                               [fe80::1%eth0]:546                               [fe80::2%eth0]:547   
+udp   ESTAB     0      0                               [fe80::1]%eth0:546                                    [fe80::2]:547   
 """  # noqa: E501, W291
 
 #: iproute2 3.10, ss -tnp: no Netid, no brackets, pid and fd without names
@@ -66,6 +66,7 @@ CLOSE-WAIT 1      0           2001:db8::1:4711          2001:db8::2:443
 #: iproute2 6.1.0, ss -tuanpe; of root it writes no uid
 SS_EXTENDED = """\
 Netid State  Recv-Q Send-Q Local Address:Port   Peer Address:Port Process
+udp   UNCONN 0      0             *%eth0:546               *:*     users:(("dhcpcd",pid=700,fd=5)) ino:1088001 sk:5fc v6only:1 <->
 tcp   LISTEN 0      128                *:8080              *:*     users:(("java",pid=1234,fd=3)) uid:1000 ino:1088832 sk:5fd v6only:0 <->
 tcp   ESTAB  0      0      [::ffff:192.0.2.10]:8080 [::ffff:198.51.100.9]:4242 users:(("java",pid=1234,fd=5)) uid:1000 ino:1088834 sk:5e <->
 tcp   ESTAB  0      0         192.0.2.10:51234  198.51.100.7:22    ino:99 sk:5f <->
@@ -121,7 +122,7 @@ def test_ss() -> None:
             *(None, None),
         ),
         ("tcp6", "192.0.2.10", 8080, "198.51.100.9", 4242, "FIN_WAIT2", None, None),
-        ("tcp6", "fe80::1", 546, "fe80::2", 547, "ESTABLISHED", None, None),
+        ("udp6", "fe80::1", 546, "fe80::2", 547, "ESTABLISHED", None, None),
     ]
 
 
@@ -236,11 +237,14 @@ def test_what_is_installed_here_says_the_same_as_the_probe(command: list[str]) -
         socket.create_connection(server.getsockname()[:2]) as six,
         socket.create_connection(other.getsockname()) as four,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        socket.socket(socket.AF_INET6) as on_a_device,
     ):
         datagrams.connect(("127.0.0.1", 9))
+        on_a_device.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        on_a_device.connect(server.getsockname()[:2])
         text = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"}).stdout
         ours = {each["localport"]: each for each in connections().records}
-        ports = [each.getsockname()[1] for each in (six, four, datagrams)]
+        ports = [each.getsockname()[1] for each in (six, four, datagrams, on_a_device)]
     theirs = {each["localport"]: each for each in read(text)[0]}
     for port in ports:
         named = theirs[port].keys() & {"proto", "localip", "foreignip", "foreignport", "state", "user", "inode", "pid", "direction"}

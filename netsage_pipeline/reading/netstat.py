@@ -105,8 +105,9 @@ def _of_ss(text: str) -> dict[str, Any]:
 
 
 def _end(text: str) -> tuple[str, int]:
-    """Address and port; port 0 where it is *, and any address with it."""
+    """Address and port; port 0 where it is *, and any address with it. ss writes a zone behind the brackets: [fe80::1]%eth0:546."""
     address, _, port = text.rpartition(":")
+    address = address.partition("%")[0]
     if port == "*":
         return "", 0
     found = ip(address.removeprefix("[").removesuffix("]"))
