@@ -46,7 +46,7 @@ AT_ONCE = 10
 #: States of a connection that was ended on this side. Its socket is no process's any more.
 ENDED = frozenset(("FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE", "LAST_ACK", "CLOSING"))
 
-#: A connection while it is there: proto, both addresses and ports.
+#: A connection while it is there: proto, both addresses and ports; of UDP the inode too, because there several may have the same ends.
 Ends = tuple[Any, ...]
 
 
@@ -242,7 +242,9 @@ def changes(
     there: dict[Ends, dict[str, Any]] = {}
     made: list[dict[str, Any]] = []
     for record in records:
-        ends = tuple(record[name] for name in ("proto", "localip", "localport", "foreignip", "foreignport"))
+        ends: Ends = tuple(record[name] for name in ("proto", "localip", "localport", "foreignip", "foreignport"))
+        if record["proto"].startswith("udp"):
+            ends += (record["inode"],)
         before = (known or {}).get(ends)
         if before is not None and _is_the_same(before, record):
             there[ends] = before | record | {"direction": before["direction"]}

@@ -230,6 +230,11 @@ def test_another_connection_between_the_same_ends_closes_the_first() -> None:
     assert events([connection(1)], [gone], [connection(1, inode=0)])[1:] == [[], [("closed", 1, "TIME_WAIT"), ("opened", 1, "ESTABLISHED")]]
 
 
+def test_udp_connections_between_the_same_ends_are_told_once_each() -> None:
+    first, second = ({**connection(1, inode=inode), "proto": "udp"} for inode in (1, 2))
+    assert events([first, second], [second, first], [second])[1:] == [[], [("closed", 1, "ESTABLISHED")]]
+
+
 def test_one_that_is_not_accepted_yet_is_the_same_when_it_is() -> None:
     assert events([], [connection(1, inode=0)], [connection(1, inode=5)])[1:] == [[("opened", 1, "ESTABLISHED")], []]
 
