@@ -146,7 +146,7 @@ def _holders(proc: Path, wanted: set[int]) -> tuple[dict[int, int], int]:
                 if target.startswith("socket:[") and (inode := int(target[8:-1])) in wanted:
                     pids.setdefault(inode, pid)
         except PermissionError:
-            hidden += 1
+            hidden += os.path.exists(f"{proc}/{pid}")  # The kernel says so too of one that has just ended.  # noqa: PTH110
         except OSError:
             continue
     return pids, hidden

@@ -21,6 +21,7 @@ Drops   nothing; what the output refuses goes to dead-letters.ndjson beside the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -48,6 +49,9 @@ ENDED = frozenset(("FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE", "LAST_ACK", "
 
 #: A connection while it is there: proto, both addresses and ports; of UDP the inode too, because there several may have the same ends.
 Ends = tuple[Any, ...]
+
+#: The process namespace of the machine, as the kernel calls it.
+MACHINE = "pid:[4026531836]"
 
 
 class Config(Input):
@@ -185,13 +189,16 @@ class ConnectionsSource:
         self._kept.append(path)
 
     def _say_what_is_hidden(self, seen: Seen) -> None:
-        if seen.nameless and (seen.hidden or os.geteuid()):
+        """A connection without a process alone is no sign: the kernel has some itself, and a process may have ended meanwhile."""
+        if seen.nameless and (seen.hidden or not (PROC / "1").exists()):  # Mounted with hidepid=2 it does not even list them.
             self._warn(
                 "may not see the processes of all connections: "
                 "for those of other users it needs the capabilities CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, which root has",
                 connections=seen.nameless,
                 processes=seen.hidden,
             )
+        elif seen.nameless and _in_a_container():
+            self._warn("does not see the processes outside its container: run it among the host's (--pid=host)", connections=seen.nameless)
 
     def _warn(self, line: str, **values: Any) -> None:
         """Says so once."""
@@ -227,7 +234,7 @@ class ConnectionsSource:
         return numbers
 
     def close(self) -> None:
-        if time.monotonic() > self._due + self._config.interval_s:
+        if self._why and time.monotonic() > self._due + self._config.interval_s:  # Else it was only about to leave.
             self._pass(time.monotonic())
         self._say_what_was_left_out()
 
@@ -264,6 +271,13 @@ def _is_the_same(before: dict[str, Any], now: dict[str, Any]) -> bool:
     if before["inode"] and now["inode"]:
         return bool(before["inode"] == now["inode"])
     return before["state"] not in ENDED or now["state"] in ENDED
+
+
+def _in_a_container() -> bool:
+    """Whether it sees other processes than those of the machine."""
+    with contextlib.suppress(OSError):
+        return str((PROC / "self" / "ns" / "pid").readlink()) != MACHINE
+    return False
 
 
 def _append(file: int, content: bytes) -> None:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from netsage_pipeline import folders
-from netsage_pipeline.connections import connections, ip
+from netsage_pipeline.connections import Seen, connections, ip
 from netsage_pipeline.stagefile import load
 from tests.command import COMMAND, run, run_real, surroundings, written
 
@@ -381,6 +381,15 @@ def test_those_that_are_left_out_in_the_end_are_said_too(state: Path) -> None:
     assert sum(line.get("snapshots", 0) for line in said) >= 4
 
 
+def test_a_time_that_goes_by_while_it_leaves_is_not_left_out(state: Path, server: socket.socket) -> None:
+    with capture_logs() as said, client("tcp", "127.0.0.1", server.getsockname()[1]):
+        source = source_of(state, interval_s=0.1)
+        received(source)
+        time.sleep(0.4)
+        source.close()
+    assert said == []
+
+
 def test_a_snapshot_that_cannot_be_kept_was_not_taken(state: Path, server: socket.socket) -> None:
     source = source_of(state, records="changes")
     with capture_logs() as said, client("tcp", "127.0.0.1", server.getsockname()[1]) as (_, local):
@@ -451,6 +460,42 @@ def test_whoever_is_not_root_sees_what_it_may_and_says_once_what_not(server: soc
     assert {"process", "pid", "path"}.isdisjoint(theirs)
     [line] = [line for line in (done.stdout + done.stderr).splitlines() if "may not see" in line]
     assert "CAP_SYS_PTRACE" in line
+
+
+def test_with_the_capabilities_it_does_not_ask_for_them(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has connections of its own, and a process may have ended since its connection was listed."""
+    monkeypatch.setattr(probe, "connections", lambda **_: Seen([], 0, 3))
+    monkeypatch.setattr(probe, "_in_a_container", lambda: False)
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    with capture_logs() as said:
+        source_of(state).receive(0.1)
+    assert said == []
+
+
+def test_a_process_that_ends_while_it_is_looked_into_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "tcp").write_text("heading\n 0: 0100007F:0016 0100007F:1234 01 0:0 00:0 0 0 0 77 1\n")
+    files = tmp_path / "9" / "fd"
+    files.mkdir(parents=True)
+    (files / "3").symlink_to("socket:[77]")
+
+    def ends(path: str) -> str:
+        shutil.rmtree(tmp_path / "9")
+        raise PermissionError(path)
+
+    monkeypatch.setattr(os, "readlink", ends)
+    seen = connections(proc=tmp_path)
+    assert (len(seen.records), seen.hidden, seen.nameless) == (1, 0, 1)
+
+
+def test_in_a_container_it_says_that_it_sees_no_processes_outside(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "connections", lambda **_: Seen([], 0, 3))
+    monkeypatch.setattr(probe, "MACHINE", "pid:[1]")
+    with capture_logs() as said:
+        source_of(state).receive(0.1)
+    assert [(line["event"].partition(":")[0], line["connections"]) for line in said] == [
+        ("does not see the processes outside its container", 3)
+    ]
 
 
 # The command.
