@@ -27,7 +27,7 @@ class Config(Output):
         1,
         ge=1,
         description="1: each flow is a message, a JSON object, with its meta.id as key, so that flows of one id are in order in one "
-        "partition; more: arrays of so many flows, without a key",
+        "partition; more: arrays of so many flows at most, without a key; a worker puts no more than 100 into one",
     )
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field("zstd", description="none, gzip, snappy, lz4 or zstd")
     max_message_bytes: int = Field(

@@ -176,7 +176,7 @@ class KafkaSink:
                 return
             except KafkaException as error:  # The client found it without asking: if it is about a message, about this one.
                 [why] = error.args
-                self._settle(message._replace(alone=True) if why.code() in _OF_THE_MESSAGE else message, why, None)
+                self._settle(message, why, None, of_this_one=True)
 
     def _producer_for(self, message: Message) -> Producer:
         if not message.alone:
@@ -186,7 +186,7 @@ class KafkaSink:
             self._single = self._producer(**{"batch.num.messages": 1})
         return self._single
 
-    def _settle(self, message: Message, error: KafkaError | None, _: Any) -> None:
+    def _settle(self, message: Message, error: KafkaError | None, _: Any, *, of_this_one: bool = False) -> None:
         """What became of a message."""
         self._under_way -= 1
         if error is None:
@@ -200,7 +200,7 @@ class KafkaSink:
                 self._give_up(error)
             else:
                 self._hear(error)
-        elif not message.alone:
+        elif not (message.alone or of_this_one):
             self._waiting.append(message._replace(alone=True))
         elif len(message.flows) > 1:
             half = len(message.flows) // 2

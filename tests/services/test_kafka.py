@@ -117,7 +117,9 @@ def test_a_replay_publishes_as_many_as_its_summary_says(kafka: Node, topic: str,
     assert all(each["meta"]["src_ip"].endswith(".x") for each in found)
 
 
-@pytest.mark.parametrize("settings", ["", "max_message_bytes = 4096", "flows_per_message = 20"])
+@pytest.mark.parametrize(
+    "settings", ["", "max_message_bytes = 4096", "flows_per_message = 20", "flows_per_message = 20\nmax_message_bytes = 4096"]
+)
 def test_only_a_flow_that_is_longer_than_the_topic_takes_is_a_dead_letter(passing: Made, kafka: Node, topic: str, settings: str) -> None:
     kafka.topic(topic, max_message_bytes="4096")
     run = passing(f'compression = "none"\n{settings}')
