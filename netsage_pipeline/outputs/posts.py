@@ -35,11 +35,14 @@ ANSWER_BYTES = 65_536
 _BUSY = {408, 409, 425, 429}
 _OF_THE_SERVER = {
     401: "it refuses the token or the headers (401): correct them in the settings",
+    402: "it wants to be paid (402)",
     403: "it refuses the token or the headers, or what they may do (403): correct them in the settings",
     404: "there is nothing at that URL (404): correct it in the settings",
     405: "nothing can be posted to that URL (405): correct it in the settings",
     407: "a proxy asks for a password (407)",
     410: "there is nothing at that URL any more (410): correct it in the settings",
+    415: "it does not take flows in this form (415): correct format or the URL in the settings",
+    431: "it takes no headers that are so long (431): correct them in the settings",
 }
 
 

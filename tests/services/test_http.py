@@ -189,6 +189,7 @@ def test_only_the_flow_that_is_to_blame_is_a_dead_letter_with_the_status(passing
         (Answer(401), "it refuses the token or the headers (401): correct them in the settings"),
         (Answer(403), "it refuses the token or the headers, or what they may do (403): correct them in the settings"),
         (Answer(404), "there is nothing at that URL (404): correct it in the settings"),
+        (Answer(415), "it does not take flows in this form (415): correct format or the URL in the settings"),
         (Answer(307, (("Location", "/elsewhere?key=s3cret"),)), "it redirects (307): set the URL that it redirects to"),
     ],
 )
