@@ -178,6 +178,14 @@ def test_a_line_that_cannot_be_read_costs_itself(line: str, why: str) -> None:
     assert why in told[4]
 
 
+def test_netstat_of_old_writes_tcp_of_ipv6_too() -> None:
+    header = NETSTAT.splitlines()[:2]
+    line = "tcp 0 0 {} ::1:33708 ESTABLISHED 0 1"
+    records, told = read("\n".join([*header, line.format("2001:db8:85a3::8a2e:22"), line.format("2001:db8:85a3::8a:38183")]))
+    assert ([short(each)[:3] for each in records], list(told)) == ([("tcp6", "2001:db8:85a3::8a2e", 22)], [4])
+    assert "cut off" in told[4]
+
+
 def test_an_address_that_just_fits_passes_where_netstat_does_not_cut() -> None:
     line = "tcp6 0 0 2001:db8:85a3::34:38183 ::1:33708 ESTABLISHED 0 1"
     assert len(read("\n".join([*NETSTAT.splitlines()[:2], line]))[1]) == 1

@@ -71,6 +71,8 @@ def _read(text: str, *, wide: bool) -> tuple[Entry, dict[str, Any]]:
     found = _NETSTAT.fullmatch(text)
     if found and (found["state"] or found["foreign"].endswith("*")):
         proto, more = found["proto"], {}
+        if proto in PROTOCOLS[::2] and ":" in found["local"].rpartition(":")[0]:  # net-tools 1.60 writes tcp of IPv6 too.
+            proto += "6"
         state = found["state"] or "CLOSE"
         if proto in PROTOCOLS[1::2] and not wide and any(len(found[side]) > _CUT for side in ("local", "foreign")):
             raise Unreadable("the address may be cut off: save it with netstat -W")
