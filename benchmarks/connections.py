@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from netsage_pipeline.connections import connections
+from netsage_pipeline.probe.connections import connections
 
 TIMES = 7
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -24,7 +25,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from netsage_pipeline import folders
-from netsage_pipeline.connections import Seen, connections, ip
+from netsage_pipeline.probe import source as taking
+from netsage_pipeline.probe.connections import Seen, connections, ip
+from netsage_pipeline.probe.source import changes
 from netsage_pipeline.stagefile import load
 from tests.command import COMMAND, run, run_real, surroundings, written
 
@@ -208,7 +211,7 @@ def connection(port: int, state: str = "ESTABLISHED", inode: int = 1, **more: An
 def events(*snapshots: list[dict[str, Any]]) -> list[list[tuple[str, int, str]]]:
     known, told = None, []
     for snapshot in snapshots:
-        known, made = probe.changes(known, snapshot)
+        known, made = changes(known, snapshot)
         told.append([(each["event"], each["localport"], each["state"]) for each in made])
     return told
 
@@ -240,9 +243,9 @@ def test_one_that_is_not_accepted_yet_is_the_same_when_it_is() -> None:
 
 
 def test_a_closed_connection_is_told_with_the_process_that_had_it() -> None:
-    known, _ = probe.changes(None, [connection(1, process="ssh", pid=9)])
-    known, _ = probe.changes(known, [connection(1, "TIME_WAIT", 0, direction="server")])
-    _, [closed] = probe.changes(known, [])
+    known, _ = changes(None, [connection(1, process="ssh", pid=9)])
+    known, _ = changes(known, [connection(1, "TIME_WAIT", 0, direction="server")])
+    _, [closed] = changes(known, [])
     assert closed == connection(1, "TIME_WAIT", 1, process="ssh", pid=9, event="closed")
 
 
@@ -254,7 +257,7 @@ def test_what_was_opened_and_not_closed_is_there(snapshots: list[dict[int, tuple
     known = None
     there: set[int] = set()
     for snapshot in snapshots:
-        known, made = probe.changes(known, [connection(port, state, inode) for port, (state, inode) in snapshot.items()])
+        known, made = changes(known, [connection(port, state, inode) for port, (state, inode) in snapshot.items()])
         for each in made:
             if each["event"] == "closed":
                 there.remove(each["localport"])
@@ -336,7 +339,7 @@ def test_with_changes_a_connection_comes_when_it_is_opened_and_when_it_is_closed
 def test_nothing_of_a_snapshot_is_forgotten_before_all_of_it_is_stored(
     state: Path, server: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "TOGETHER", 1)
+    monkeypatch.setattr(taking, "TOGETHER", 1)
     with contextlib.ExitStack() as clients:
         for _ in range(3):
             clients.enter_context(client("tcp", "127.0.0.1", server.getsockname()[1]))
@@ -464,8 +467,8 @@ def test_whoever_is_not_root_sees_what_it_may_and_says_once_what_not(server: soc
 
 def test_with_the_capabilities_it_does_not_ask_for_them(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel has connections of its own, and a process may have ended since its connection was listed."""
-    monkeypatch.setattr(probe, "connections", lambda **_: Seen([], 0, 3))
-    monkeypatch.setattr(probe, "_in_a_container", lambda: False)
+    monkeypatch.setattr(taking, "connections", lambda **_: Seen([], 0, 3))
+    monkeypatch.setattr(taking, "_in_a_container", lambda: False)
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     with capture_logs() as said:
         source_of(state).receive(0.1)
@@ -489,8 +492,8 @@ def test_a_process_that_ends_while_it_is_looked_into_is_not_hidden(tmp_path: Pat
 
 
 def test_in_a_container_it_says_that_it_sees_no_processes_outside(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "connections", lambda **_: Seen([], 0, 3))
-    monkeypatch.setattr(probe, "MACHINE", "pid:[1]")
+    monkeypatch.setattr(taking, "connections", lambda **_: Seen([], 0, 3))
+    monkeypatch.setattr(taking, "MACHINE", "pid:[1]")
     with capture_logs() as said:
         source_of(state).receive(0.1)
     assert [(line["event"].partition(":")[0], line["connections"]) for line in said] == [
@@ -569,6 +572,22 @@ def test_what_was_taken_while_the_output_is_away_outlives_a_kill(tmp_path: Path)
                 process.kill()
     numbers = [int(path.stem) for path in sorted(taken.glob("*.ndjson"))]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_snapshot_that_cannot_be_taken_is_left_out_and_the_next_ones_come(
+    state: Path, server: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(**_: Any) -> Seen:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with contextlib.closing(source_of(state)) as source, capture_logs() as logs, client("tcp", "127.0.0.1", server.getsockname()[1]):
+        with monkeypatch.context() as patch:
+            patch.setattr(taking, "connections", refuses)
+            until = time.monotonic() + 0.5
+            while time.monotonic() < until:
+                assert source.receive(0.05) == []
+        assert received(source)
+    assert [line["reason"] for line in logs] == ["Too many open files", "they could not be taken"]
 
 
 def test_the_stage_of_the_page_masks_both_addresses(tmp_path: Path) -> None:

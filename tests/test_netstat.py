@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsage_pipeline.connections import connections
-from netsage_pipeline.reading.netstat import is_saved, saved
+from netsage_pipeline.probe.connections import connections
+from netsage_pipeline.probe.netstat import is_saved, saved
 from netsage_pipeline.reading.nfdump import Rows
 from netsage_pipeline.reading.read import DumpError, find, messages
 

@@ -26,7 +26,8 @@ import structlog
 import zstandard
 
 from netsage_pipeline.flow import Flow
-from netsage_pipeline.reading import netflow_module, netstat, nfdump, pmacct
+from netsage_pipeline.probe import netstat
+from netsage_pipeline.reading import netflow_module, nfdump, pmacct
 from netsage_pipeline.reading.foreign import flow_of
 from netsage_pipeline.times import iso
 

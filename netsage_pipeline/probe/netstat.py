@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from netsage_pipeline.connections import PROTOCOLS, Entry, ip, records
+from netsage_pipeline.probe.connections import PROTOCOLS, Entry, ip, records
 
 _HEADER = re.compile(rb"Active Internet connections|Proto +Recv-Q +Send-Q|(?:Netid +)?State +Recv-Q +Send-Q")
 
