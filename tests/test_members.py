@@ -193,7 +193,7 @@ def test_show_tells_what_each_table_says_of_an_address(tmp_path: Path) -> None:
     assert '"country":"United States"' in told["GeoLite2-City.mmdb"]
     assert '"autonomous_system_number":217' in told["GeoLite2-ASN.mmdb"]
     assert '"network":"128.101.1.0/24"' in told["scireg.mmdb"]
-    assert told["communities.mmdb"] == "no such table"
+    assert told["communities.mmdb"].startswith("no such table in ")
     assert told["CAIDA-org-lookup.csv"] == "AS217: University of Minnesota"
     assert told["members/"] == "AS217: Member"
 
@@ -201,8 +201,8 @@ def test_show_tells_what_each_table_says_of_an_address(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ip", ["192.0.2.1", "2001:db8:ffff::1"])
 def test_show_says_of_an_unknown_address_that_it_is_not_found(tmp_path: Path, ip: str) -> None:
     told = said(run("lookups", "show", ip, lookups=tables_with(tmp_path, {})).out)
-    assert told.pop("communities.mmdb") == "no such table"
-    assert {value.removeprefix("AS-1: ") for value in told.values()} == {"not found"}
+    assert told.pop("communities.mmdb").startswith("no such table in ")
+    assert {*told.values()} == {"not found"}
 
 
 @pytest.mark.parametrize("ip", ["nonsense", "192.0.2.0/24", "", "fe80::1%eth0", "192.0.2.256"])
@@ -225,7 +225,7 @@ def test_show_goes_on_behind_broken_tables(tmp_path: Path) -> None:
 
 
 def test_show_says_no_such_table_of_each_that_is_missing(tmp_path: Path) -> None:
-    assert set(said(run("lookups", "show", "128.101.1.1", lookups=tmp_path).out).values()) == {"no such table"}
+    assert set(said(run("lookups", "show", "128.101.1.1", lookups=tmp_path).out).values()) == {f"no such table in {tmp_path}"}
 
 
 def test_show_reads_a_database_of_a_type_of_its_own(tmp_path: Path) -> None:
