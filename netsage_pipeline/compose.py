@@ -131,10 +131,10 @@ def _may_read_addresses(file: StageFile) -> bool:
 class Steps(NamedTuple):
     """The steps of a chain."""
 
-    before: list[Step]  #: up to stitching
+    before: list[Step]  #: up to stitching; all, if nothing is held
     held_by: str  #: name of the stage that holds flows, "" if none does
     stitching: Stitching | None
-    behind: list[Step]  #: behind stitching; all, if nothing is held
+    behind: list[Step]  #: behind stitching
     runs: list[EndRun]  #: those among them that are runs of end stages
     entries: dict[str, list[Step]]  #: stage → the steps from it on, up to stitching or to the end
 
@@ -188,6 +188,8 @@ def compose(
     _close(run, line, steps.runs, written, notes, remember=remember)
     if errors:
         raise settings.SettingsError(errors)
+    if steps.stitching is None:
+        steps = steps._replace(before=line, behind=[])
     for name, (of, start, before, seen) in entries.items():
         rest = of[start:]
         if before:  # In the middle of a run: the stages from here on, on what the flow holds, without remembering.

@@ -106,8 +106,9 @@ def hops_of(chains: Sequence[tuple[Path, list[Configured]]], lookups: Path) -> l
         sink: Any = next((stage.config for stage in running if stage.file.factory == "sink"), None)
         if source is None:
             continue
-        name = ("importer", "worker", "sink")[_place(stages)]
-        holds = any(not stage.file.is_io for stage in running)
+        shards = getattr(sink, "shards", 0)
+        name = "router" if shards else ("importer", "worker", "sink")[_place(stages)]
+        holds = not shards and any(not stage.file.is_io for stage in running)
         for sensor in getattr(source, "sensors", ()):
             hops["files", sensor.name] = Hop("files", partial(files, sensor.name, sensor.directory))
         if isinstance(source, Broker):
@@ -119,8 +120,9 @@ def hops_of(chains: Sequence[tuple[Path, list[Configured]]], lookups: Path) -> l
         if isinstance(source, Broker):
             hops["dead letters", conf] = Hop("dead letters", partial(dead_letters, source, conf))
         if isinstance(sink, Broker):
-            queue = sink.key if sink.queue is None else sink.queue  # type: ignore[attr-defined]
-            hops.setdefault(("queue", queue), Hop("queue", partial(queued, sink, queue)))
+            whole = sink.key if sink.queue is None else sink.queue  # type: ignore[attr-defined]
+            for queue in [f"{whole}.{shard}" for shard in range(shards)] or [whole]:
+                hops.setdefault(("queue", queue), Hop("queue", partial(queued, sink, queue)))
         if isinstance(sink, Cluster):
             hops["index", conf] = Hop("index", partial(index, sink, sink.prefix))  # type: ignore[attr-defined]
     hops["tables", None] = Hop("tables", partial(tables, [stages for _, stages in chains], lookups))

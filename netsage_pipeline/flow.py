@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from netsage_pipeline.times import iso
 
@@ -42,6 +42,21 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Writes what is buffered and leaves; what is not stored by then is not."""
+
+
+@runtime_checkable
+class Splits(Protocol):
+    """An output that makes several messages of the flows of one. `stored` and `close` are those of a Sink."""
+
+    def split(self, batch: int, flows: list[Flow], message: str) -> None:
+        """Takes a batch in: all flows that came of one message.
+
+        message   its key; whatever dies, the same one comes again with it, and its receivers know repeats by what is made of it
+        """
+
+    def stored(self, seconds: float = 0) -> list[Stored]: ...
+
+    def close(self) -> None: ...
 
 
 class Stored(NamedTuple):

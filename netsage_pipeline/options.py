@@ -66,3 +66,21 @@ def refuse_full_addresses(stages: list[Configured]) -> None:
         raise config.SettingsError(
             [f"the output could see full addresses: {each}, or write allow_full_addresses = true into {where}" for each in seen]
         )
+
+
+def refuse_shards(stages: list[Configured], chain: Chain) -> None:
+    """A router holds no flows, and a worker behind routers does not repeat what must not be done twice. SettingsError."""
+    running = [stage for stage in stages if stage.config.enabled]
+    held_by, lines = chain.steps.held_by, []
+    for stage in running:
+        path = stage.settings_file.path
+        if getattr(stage.config, "shards", 0) and held_by:
+            lines.append(f"{path}: shards: flows go to shards before {held_by} holds them: set it in conf.d/router alone")
+        if getattr(stage.config, "shard", None) is not None:
+            lines += [
+                f"{each.settings_file.path}: runs in the routers, and must not run once more behind them: enabled = false"
+                for each in running
+                if each.name < "20" and not each.file.is_io and each.name != "10_preliminaries"
+            ]
+    if lines:
+        raise config.SettingsError(lines)

@@ -8,7 +8,9 @@ Drops   nothing; what cannot be processed goes to the queue of dead letters
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, ValidationInfo, field_validator
 
 from netsage_pipeline.config import Input
 from netsage_pipeline.flow import Delivery
@@ -17,10 +19,30 @@ from netsage_pipeline.rabbitmq.brokers import Broker, servers
 
 
 class Config(Broker, Input):
-    queue: str = Field("netsage_deidentifier_raw", min_length=1, max_length=255, description="Queue to take messages from")
+    shard: int | None = Field(
+        None,
+        ge=0,
+        description="Number of a shard, for a worker behind routers: is added, as .NUMBER, to queue, key and dead_letters; not set: none",
+    )
+    queue: str = Field(
+        "netsage_deidentifier_raw", min_length=1, max_length=255, validate_default=True, description="Queue to take messages from"
+    )
     exchange: str = Field("amq.direct", max_length=255, description="Exchange that the queue is bound to when it is created; empty: none")
     key: str = Field("", max_length=255, description="Key that it is bound with; empty: the name of the queue")
-    dead_letters: str = Field("netsage_dead_letters", min_length=1, max_length=255, description="Queue for dead letters")
+    dead_letters: str = Field(
+        "netsage_dead_letters", min_length=1, max_length=255, validate_default=True, description="Queue for dead letters"
+    )
+
+    @field_validator("shard", mode="before")
+    @classmethod
+    def _may_be_empty(cls, shard: Any) -> Any:
+        return None if shard == "" else shard
+
+    @field_validator("queue", "key", "dead_letters")
+    @classmethod
+    def _of_shard(cls, name: str, info: ValidationInfo) -> str:
+        shard = info.data.get("shard")
+        return name if shard is None or not name else f"{name}.{shard}"
 
 
 class QueueSource:

@@ -1,5 +1,9 @@
 """99 output rabbitmq: publishes flows to an exchange, persistent, and takes them for stored when the broker confirmed them.
 
+With `shards` the flows of one meta.id all go to one of so many queues: shard number blake2b(meta.id) modulo shards; flows without an id are
+all in one shard. Each message that came in becomes one message for every shard that has flows of it, in the order in which they came,
+with the id KEY/SHARD. KEY is the digest by which a worker knows the message that came in, so that a repetition has the id of the first.
+
 Reads   *
 Writes  nothing
 Source  nothing
@@ -37,37 +41,32 @@ class Config(Broker, Output):
         "not set: named as the key; empty: none",
     )
     flows_per_message: int = Field(100, ge=1, description="1: each flow is a message, a JSON object; more: arrays of so many flows")
+    shards: int = Field(
+        0, ge=0, description="For routers: flows go to so many queues, QUEUE.0, QUEUE.1, … with the keys KEY.0, KEY.1, …; 0: to one queue"
+    )
 
 
-class RabbitSink:
-    """Batches of flows as messages; a batch is stored when each of its messages is confirmed."""
+class Messages:
+    """Batches of messages; a batch is stored when each of its messages is confirmed."""
 
     def __init__(self, config: Config) -> None:
-        self._exchange, self._key, self._together = config.exchange, config.key, config.flows_per_message
+        self._exchange = config.exchange
         queue = config.key if config.queue is None else config.queue
-        self._link = Publisher(servers(config), "output", config.exchange, queue, config.key)
+        shards = [f".{shard}" for shard in range(config.shards)] or [""]
+        self._link = Publisher(servers(config), "output", config.exchange, queue, config.key, shards)
         self._batches: dict[int, Stored] = {}
         self._open: dict[int, int] = {}  # batch → its messages that are not confirmed
         self._stored: list[Stored] = []
 
-    def write(self, batch: int, flows: list[Flow]) -> None:
-        bodies, written, refused = _encoded(flows)
-        messages = _messages(bodies, written, self._together)
-        stored = Stored(batch, len(bodies), refused)
+    def publish(self, stored: Stored, messages: list[tuple[str, bytes, str]]) -> None:
+        """Messages with their routing keys and ids, and what is to be said of them when all are confirmed."""
         if not messages:
             self._stored.append(stored)
             return
-        self._batches[batch] = stored
-        self._open[batch] = len(messages)
-        for body, known_as in messages:
-            self._link.publish(batch, self._exchange, self._key, body, known_as)
-
-    def pass_on(self, batch: int, deliveries: list[Delivery]) -> None:
-        """Messages as they came, one out for each one in, under the same ids."""
-        self._batches[batch] = Stored(batch, len(deliveries), [])
-        self._open[batch] = len(deliveries)
-        for body, message_id, _ in deliveries:
-            self._link.publish(batch, self._exchange, self._key, body, message_id)
+        self._batches[stored.batch] = stored
+        self._open[stored.batch] = len(messages)
+        for key, body, known_as in messages:
+            self._link.publish(stored.batch, self._exchange, key, body, known_as)
 
     def stored(self, seconds: float = 0) -> list[Stored]:
         until = time.monotonic() + seconds
@@ -91,6 +90,49 @@ class RabbitSink:
                 self._stored.append(self._batches.pop(batch))
 
 
+class RabbitSink:
+    """Flows as messages of so many; all of them go to one place."""
+
+    def __init__(self, config: Config) -> None:
+        self._key, self._together = config.key, config.flows_per_message
+        self._messages = Messages(config)
+        self.stored, self.close = self._messages.stored, self._messages.close
+
+    def write(self, batch: int, flows: list[Flow]) -> None:
+        bodies, written, refused = _encoded(flows)
+        messages = [(self._key, body, known_as) for body, known_as in _messages(bodies, written, self._together)]
+        self._messages.publish(Stored(batch, len(bodies), refused), messages)
+
+    def pass_on(self, batch: int, deliveries: list[Delivery]) -> None:
+        """Messages as they came, one out for each one in, under the same ids."""
+        messages = [(self._key, body, message_id) for body, message_id, _ in deliveries]
+        self._messages.publish(Stored(batch, len(deliveries), []), messages)
+
+
+class ShardSink:
+    """The flows of each message as one message for each shard that has some of them."""
+
+    def __init__(self, config: Config) -> None:
+        self._key, self._shards = config.key, config.shards
+        self._messages = Messages(config)
+        self.stored, self.close = self._messages.stored, self._messages.close
+
+    def split(self, batch: int, flows: list[Flow], message: str) -> None:
+        bodies, written, refused = _encoded(flows)
+        parts: dict[int, list[bytes]] = {}
+        for flow, body in zip(written, bodies, strict=True):
+            parts.setdefault(shard_of(flow, self._shards), []).append(body)
+        messages = [(f"{self._key}.{shard}", _array(part), f"{message}/{shard}") for shard, part in parts.items()]
+        self._messages.publish(Stored(batch, len(bodies), refused), messages)
+
+
+def shard_of(flow: Flow, shards: int) -> int:
+    """The shard that all flows with this meta.id go to."""
+    meta = flow.get("meta")
+    known_as = meta.get("id") if meta.__class__ is dict else None
+    return int.from_bytes(blake2b(str(known_as or "").encode(), digest_size=8).digest()) % shards
+
+
 def _encoded(flows: list[Flow]) -> tuple[list[bytes], list[Flow], list[Refusal]]:
     """The flows that can be written, as JSON and as they are, and the others."""
     try:
@@ -109,8 +151,12 @@ def _messages(bodies: list[bytes], flows: list[Flow], together: int) -> list[tup
     for at in range(0, len(bodies), together):
         some = bodies[at : at + together]
         ids = orjson.dumps([identity(flow, _otherwise(flow, body)) for flow, body in zip(flows[at : at + together], some, strict=True)])
-        messages.append((b"[" + b",".join(some) + b"]", blake2b(ids, digest_size=16).hexdigest()))
+        messages.append((_array(some), blake2b(ids, digest_size=16).hexdigest()))
     return messages
+
+
+def _array(bodies: list[bytes]) -> bytes:
+    return b"[" + b",".join(bodies) + b"]"
 
 
 def _otherwise(flow: Flow, body: bytes) -> str:
@@ -119,5 +165,5 @@ def _otherwise(flow: Flow, body: bytes) -> str:
     return "" if meta.__class__ is dict and meta.get("id") else blake2b(body, digest_size=16).hexdigest()
 
 
-def sink(config: Config) -> RabbitSink:
-    return RabbitSink(config)
+def sink(config: Config) -> RabbitSink | ShardSink:
+    return ShardSink(config) if config.shards else RabbitSink(config)

@@ -72,7 +72,8 @@ def run(*arguments: str | Path, stdin: bytes = b"", lookups: Path = LOOKUPS, **e
 
 def surroundings(lookups: Path = LOOKUPS, **environment: str) -> dict[str, str]:
     """The environment of a command in a process of its own; its output is buffered, as it is by default."""
-    ports = dict.fromkeys(("NETSAGE_METRICS", "NETSAGE_SINK_METRICS", "NETSAGE_IMPORT_METRICS", "NETSAGE_PROBE_METRICS"), "127.0.0.1:0")
+    chains = ("", "_SINK", "_IMPORT", "_PROBE", "_ROUTER")
+    ports = {f"NETSAGE{chain}_METRICS": "127.0.0.1:0" for chain in chains}
     return {**os.environ, "PYTHONUNBUFFERED": "", "NETSAGE_LOOKUPS": str(lookups), **ports, **environment}
 
 

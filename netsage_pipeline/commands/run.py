@@ -17,7 +17,7 @@ from netsage_pipeline.compose import Configured
 from netsage_pipeline.config import Input, SettingsError
 from netsage_pipeline.flow import Now
 from netsage_pipeline.monitoring.metrics import Meter
-from netsage_pipeline.options import conf_option, field_table, opened, refuse_full_addresses, stages_of, stages_option
+from netsage_pipeline.options import conf_option, field_table, opened, refuse_full_addresses, refuse_shards, stages_of, stages_option
 from netsage_pipeline.signals import stopping
 from netsage_pipeline.statedir import StateError
 from netsage_pipeline.terminal import NOTHING_READ, refusing_settings, tell
@@ -60,6 +60,7 @@ def working(conf: Path | None, directory: Path | None, *, restarts: bool = True)
     settings: Input = source.config  # type: ignore[assignment]
     now = Now(time.time(), clock="arrival")
     chain, tables = opened(stages, now, folders.tables())
+    refuse_shards(stages, chain)
     for path in tables.missing:
         said.warning("no such table: its stage goes on as if nothing were found in it (tables are in NETSAGE_LOOKUPS)", table=str(path))
     with contextlib.ExitStack() as open_ones:

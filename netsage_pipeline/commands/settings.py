@@ -9,7 +9,7 @@ import click
 from netsage_pipeline import config, folders
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.flow import Now
-from netsage_pipeline.options import conf_option, refuse_full_addresses, stages_of, stages_option
+from netsage_pipeline.options import conf_option, refuse_full_addresses, refuse_shards, stages_of, stages_option
 from netsage_pipeline.tables.tables import Tables
 from netsage_pipeline.terminal import refusing_settings, say, tell
 
@@ -26,7 +26,8 @@ def check(conf: Path | None, directory: Path | None) -> None:
     except config.SettingsError as error:
         errors, stages = error.errors, error.usable
     try:
-        Chain(stages, tables, Now())
+        chain = Chain(stages, tables, Now())
+        refuse_shards(stages, chain)
         if not errors:  # A stage that cannot be used might be the one that masks.
             refuse_full_addresses(stages)
     except config.SettingsError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pika
@@ -204,10 +206,14 @@ class Publisher(Link):
 
     queue      is created where it is missing, and bound to the exchange with the key; "": none is
     exchange   is created where it is missing; "": the default one, by which messages reach a queue of the name of their key
+    shards     what is added to the names of both: so many queues are there instead of one
     """
 
-    def __init__(self, servers: list[Server], what: str, exchange: str = "", queue: str = "", key: str = "") -> None:
-        self._exchange, self._queue, self._key = exchange, queue, key
+    def __init__(
+        self, servers: list[Server], what: str, exchange: str = "", queue: str = "", key: str = "", shards: Sequence[str] = ("",)
+    ) -> None:
+        self._exchange = exchange
+        self._queues = {f"{queue}{shard}": f"{key}{shard}" for shard in shards} if queue else {}
         self._waiting: deque[_Message] = deque()
         self._written: OrderedDict[int, _Message] = OrderedDict()  # by their numbers on this channel
         self._written_bytes = 0
@@ -246,13 +252,16 @@ class Publisher(Link):
 
     def _set_up(self) -> Setup:
         made = bool(self._exchange) and (yield from self._declared_exchange(self._exchange))
-        if self._queue:
-            missing = yield from self._declared_queue(self._queue, self._exchange, self._key)
+        for queue, key in self._queues.items():
+            missing = yield from self._declared_queue(queue, self._exchange, key)
             if self._exchange and (made or self._probes) and not missing:  # Whoever created it may have died before it was bound.
-                yield lambda done: self._open.queue_bind(self._queue, self._exchange, self._key, callback=done)
+                yield partial(self._bind, queue, key)
         if not self._confirms:
             yield lambda done: self._open.confirm_delivery(self._on_confirm, callback=done)
             self._confirms = True
+
+    def _bind(self, queue: str, key: str, done: Callable[[Any], None]) -> None:
+        self._open.queue_bind(queue, self._exchange, key, callback=done)
 
     def _on_channel(self, channel: pika.channel.Channel) -> None:
         self._number, self._confirms = 0, False

@@ -2,6 +2,7 @@
 
 A turn takes a batch of messages in (`_take`), stores what came of it (`_store`), acknowledges it, and hands what is owed out (`_hand_out`).
 A chain that holds no flows has no ledger (transit.py): what it took is acknowledged when all that came of it is out.
+An output that splits messages (a router's) is given all that came of one message at once, with its key.
 Killed before it is stored, the messages come again, and nothing of them is known; killed behind it, they come again and are known by
 their keys. What is owed is handed out again by the next process, as the same documents, until its receiver has confirmed it.
 """
@@ -22,7 +23,7 @@ import structlog
 from netsage_pipeline import waits
 from netsage_pipeline.chain import SAMPLED, Chain
 from netsage_pipeline.config import SettingsError
-from netsage_pipeline.flow import Delivery, Finished, Now, Sink, Source
+from netsage_pipeline.flow import Delivery, Finished, Now, Sink, Source, Splits
 from netsage_pipeline.monitoring.metrics import Meter, Reading, made_at
 from netsage_pipeline.statedir import NoRoom, StateError
 from netsage_pipeline.tables.tables import Tables
@@ -104,7 +105,7 @@ class Worker:
         chain: Chain,
         now: Now,
         source: Source,
-        sink: Sink,
+        sink: Sink | Splits,
         ledger: Ledger | Transit,
         tables: Tables,
         max_message_bytes: int,
@@ -130,6 +131,7 @@ class Worker:
         self._gone = chain.stitching.gone if chain.stitching is not None else 0.0
         self._looked = time.monotonic()
         self._to_send = deque(state.outbox)
+        self._messages: deque[tuple[int, str]] = deque()  # to be split: number of the row behind those of a message → its key
         self._receipts: deque[tuple[int, Any]] = deque()  # number of the row behind those of a batch → receipt of its last message
         self._outgoing: dict[int, Outgoing] = {}
         self._on_the_way = 0
@@ -263,13 +265,15 @@ class Worker:
         self._at_work.begin(key.hex() for key in fresh)
         rows: list[Finished] = []
         for key, body in fresh.items():
-            name = key.hex()
+            name, before = key.hex(), len(rows)
             if len(body) > self._max_message_bytes:
                 self._chain.refuse_message("longer than max_message_bytes", body, self._source.name, name)
             elif name in self._at_work.suspects:
                 rows += self._take_carefully(body, name)
             else:
                 rows += self._chain.let_in(body, self._source.name, name)
+            if len(rows) > before and isinstance(self._sink, Splits):
+                self._messages.append((self._ledger.state.next + len(rows), name))
             self._go_on()
         return list(fresh), rows
 
@@ -342,7 +346,9 @@ class Worker:
         outbox = self._ledger.state.outbox
         while self._to_send and self._on_the_way < ON_THE_WAY:
             numbers: list[int] = []
-            while self._to_send and len(numbers) < min(BATCH, ON_THE_WAY - self._on_the_way):
+            behind, message = self._messages.popleft() if self._messages else (self._ledger.state.next, "")
+            most = math.inf if message else min(BATCH, ON_THE_WAY - self._on_the_way)
+            while self._to_send and self._to_send[0] < behind and len(numbers) < most:
                 number = self._to_send.popleft()
                 row = outbox[number]
                 if isinstance(row, bytes):
@@ -350,9 +356,9 @@ class Worker:
                 else:
                     numbers.append(number)
             if numbers:
-                self._enrich(numbers)
+                self._enrich(numbers, message)
 
-    def _enrich(self, numbers: list[int]) -> None:
+    def _enrich(self, numbers: list[int], message: str) -> None:
         chain, at_work, outbox = self._chain, self._at_work, self._ledger.state.outbox
         before = chain.dead
         chain.dead = []
@@ -375,11 +381,12 @@ class Worker:
         self._outgoing[self._batches] = Outgoing(numbers, chain.dead, chain.settle())
         self._on_the_way += len(numbers)
         chain.dead = before
-        if self._batches % SAMPLED:
-            self._sink.write(self._batches, flows)
+        began = 0.0 if self._batches % SAMPLED else time.perf_counter()
+        if isinstance(self._sink, Splits):
+            self._sink.split(self._batches, flows, message)
         else:
-            began = time.perf_counter()
             self._sink.write(self._batches, flows)
+        if began:
             chain.took(OUTPUT, time.perf_counter() - began, len(flows))
 
     def _gather(self, seconds: float) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.cli import main
+from netsage_pipeline.flow import Splits
 from netsage_pipeline.outputs.batches import Batches
 from netsage_pipeline.rabbitmq import amqp
 from netsage_pipeline.worker import ledger, run
@@ -69,6 +70,9 @@ OUTPUT_POINTS = (
     "before the outbox is emptied",
     "after the outbox is emptied",
 )
+
+#: Those that a router passes with flows that are not acknowledged.
+ROUTER_POINTS = ("enriching", "enriched", "published", "partly confirmed", "confirmed", "noted as confirmed", "letter published")
 
 #: In a process that kills itself segments and steps of checkpoints are small, so that there are many, and so is the window.
 SEGMENT_BYTES, CHECKPOINT_STEP = 100_000, 200
@@ -151,17 +155,21 @@ class Process:
 
 
 class Killer:
-    """Ends this process at a point."""
+    """Ends this process at a point.
+
+    holds   whether its chain holds flows: a router's does not
+    """
 
     def __init__(self, point: str, nth: int, report: str) -> None:
         self._point, self._left = point, nth
         self._report = os.open(report, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         self.state = ledger.State()
+        self.holds = True
         self.redelivered = 0
 
     def is_due(self, point: str) -> bool:
         """Whether this is the passage at which to die."""
-        if point != self._point or not self.state.held or not self.state.outbox:
+        if point != self._point or (self.holds and not self.state.held) or not self.state.outbox:
             return False
         self._left -= 1
         return self._left <= 0
@@ -226,7 +234,13 @@ def _place_in_worker(killer: Killer) -> None:
         around(source, "acknowledge", after=lambda *_: passes("acknowledged"))
         around(source, "bury", after=lambda *_: passes("letter published"))
         around(source, "buried", after=if_any("letter confirmed"))
-        around(sink, "write", before=lambda *_: passes("enriched"), after=lambda *_: passes("published"))
+        killer.holds = worker._chain.stitching is not None
+        around(
+            sink,
+            "split" if isinstance(sink, Splits) else "write",
+            before=lambda *_: passes("enriched"),
+            after=lambda *_: passes("published"),
+        )
         around(sink, "stored", after=if_any("confirmed"))
         passes("restored")
 

@@ -125,14 +125,19 @@ def test_stored_waits_no_longer_than_it_was_told_to() -> None:
 
 
 @pytest.mark.parametrize(
-    ("queue", "made"),
-    [pytest.param({}, "k", id="as the key"), pytest.param({"queue": "q"}, "q", id="named"), pytest.param({"queue": ""}, "", id="none")],
+    ("given", "queue", "shards"),
+    [
+        pytest.param({}, "k", [""], id="as the key"),
+        pytest.param({"queue": "q"}, "q", [""], id="named"),
+        pytest.param({"queue": ""}, "", [""], id="none"),
+        pytest.param({"shards": 2}, "k", [".0", ".1"], id="one for each shard"),
+    ],
 )
-def test_the_queue_that_is_made(monkeypatch: pytest.MonkeyPatch, queue: dict[str, str], made: str) -> None:
-    given: list[Any] = []
-    monkeypatch.setattr(output, "Publisher", lambda *arguments: given.extend(arguments))
-    output.sink(output.Config(key="k", exchange="x", **queue))
-    assert given[1:] == ["output", "x", made, "k"]
+def test_the_queues_that_are_made(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], queue: str, shards: list[str]) -> None:
+    link: list[Any] = []
+    monkeypatch.setattr(output, "Publisher", lambda *arguments: link.extend(arguments))
+    output.sink(output.Config(key="k", exchange="x", **given))
+    assert link[1:] == ["output", "x", queue, "k", shards]
 
 
 def test_a_message_holds_at_least_one_flow() -> None:
