@@ -113,6 +113,7 @@ class Worker:
     ) -> None:
         self._chain, self._now = chain, now
         self._source, self._sink = source, sink
+        self._splits = isinstance(sink, Splits)
         self._ledger, self._tables = ledger, tables
         self._max_message_bytes = max_message_bytes
         self._meter = meter
@@ -272,7 +273,7 @@ class Worker:
                 rows += self._take_carefully(body, name)
             else:
                 rows += self._chain.let_in(body, self._source.name, name)
-            if len(rows) > before and isinstance(self._sink, Splits):
+            if self._splits and len(rows) > before:
                 self._messages.append((self._ledger.state.next + len(rows), name))
             self._go_on()
         return list(fresh), rows
