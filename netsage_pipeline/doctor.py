@@ -107,7 +107,8 @@ def hops_of(chains: Sequence[tuple[Path, list[Configured]]], lookups: Path) -> l
         if source is None:
             continue
         shards = getattr(sink, "shards", 0)
-        name = "router" if shards else ("importer", "worker", "sink")[_place(stages)]
+        into_index = "sink" if isinstance(source, Broker) else "probe"
+        name = "router" if shards else ("importer", "worker", into_index)[_place(stages)]
         holds = not shards and any(not stage.file.is_io for stage in running)
         for sensor in getattr(source, "sensors", ()):
             hops["files", sensor.name] = Hop("files", partial(files, sensor.name, sensor.directory))

@@ -42,7 +42,11 @@ class Config(Broker, Input):
     @classmethod
     def _of_shard(cls, name: str, info: ValidationInfo) -> str:
         shard = info.data.get("shard")
-        return name if shard is None or not name else f"{name}.{shard}"
+        if shard is None or not name:
+            return name
+        if len(f"{name}.{shard}") > 255:
+            raise ValueError(f"is longer than 255 characters with .{shard} behind it: shorten it")
+        return f"{name}.{shard}"
 
 
 class QueueSource:

@@ -17,7 +17,7 @@ from hashlib import blake2b
 from typing import ClassVar
 
 import orjson
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from netsage_pipeline.config import Output
 from netsage_pipeline.documents import document_id, identity
@@ -44,6 +44,14 @@ class Config(Broker, Output):
     shards: int = Field(
         0, ge=0, description="For routers: flows go to so many queues, QUEUE.0, QUEUE.1, … with the keys KEY.0, KEY.1, …; 0: to one queue"
     )
+
+    @field_validator("shards")
+    @classmethod
+    def _leave_room(cls, shards: int, info: ValidationInfo) -> int:
+        longest = max(len(info.data.get(name) or "") for name in ("key", "queue"))
+        if shards and longest + len(f".{shards - 1}") > 255:
+            raise ValueError("key or queue are longer than 255 characters with the number of a shard behind them: shorten them")
+        return shards
 
 
 class Messages:

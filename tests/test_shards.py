@@ -138,6 +138,20 @@ def test_a_shard_is_a_number(shard: str) -> None:
         queue.Config(shard=shard)
 
 
+@pytest.mark.parametrize("name", ["queue", "key", "dead_letters"])
+def test_a_name_has_room_for_the_number_of_its_shard(name: str) -> None:
+    assert len(getattr(queue.Config(shard=7, **{name: "q" * 253}), name)) == 255
+    with pytest.raises(ValidationError, match=r"longer than 255 characters with \.7 behind it"):
+        queue.Config(shard=7, **{name: "q" * 254})
+
+
+@pytest.mark.parametrize("name", ["queue", "key"])
+def test_the_names_of_a_router_have_room_for_the_number_of_every_shard(name: str) -> None:
+    assert output.Config(shards=10, **{name: "q" * 253}).shards == 10
+    with pytest.raises(ValidationError, match="longer than 255 characters with the number of a shard"):
+        output.Config(shards=11, **{name: "q" * 253})
+
+
 # What may run twice.
 
 
@@ -232,3 +246,9 @@ def test_a_router_is_not_for_a_replay(tmp_path: Path) -> None:
 def test_the_doctor_looks_at_the_queue_of_each_shard_and_at_no_ledger_of_a_router(tmp_path: Path) -> None:
     hops = hops_of([(ROUTER, configured(ROUTER, [folders.shipped("stages")]))], tmp_path)
     assert [hop.name for hop in hops] == ["queue", "router", "dead letters", "queue", "queue", "tables"]
+
+
+def test_the_doctor_calls_a_probe_a_probe(tmp_path: Path) -> None:
+    conf = folders.shipped("conf.d") / "probe"
+    hops = hops_of([(conf, configured(conf, [folders.shipped("stages")]))], tmp_path)
+    assert [hop.name for hop in hops] == ["probe", "index", "tables"]
