@@ -16,7 +16,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -30,6 +33,28 @@ DECODE = "decode"
 LETTER = b'"payload"'
 
 _KEYS = {"id", "stage", "reason", "source", "position", "payload"}
+
+
+def append(path: Path, letters: Iterable[bytes]) -> None:
+    """Adds letters to a file, a line each, durable, all of them or none. OSError, with the path.
+
+    They may hold full addresses: the file is for its owner alone. A last line whose end was cut off, by a kill perhaps, stays a line alone.
+    """
+    file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
+    try:
+        size = os.fstat(file).st_size
+        cut_off = size and os.pread(file, 1, size - 1) != b"\n"
+        content = b"\n" * bool(cut_off) + b"".join(letter + b"\n" for letter in letters)
+        try:
+            while content:
+                content = content[os.write(file, content) :]
+            os.fsync(file)
+        except OSError as error:
+            error.filename = str(path)
+            os.ftruncate(file, size)
+            raise
+    finally:
+        os.close(file)
 
 
 def envelope(stage: str, reason: str, source: str, position: str, payload: Any) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import resource
+import signal
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -16,7 +18,7 @@ import pytest
 from netsage_pipeline import folders
 from netsage_pipeline.chain import Chain
 from netsage_pipeline.compose import Configured, configured
-from netsage_pipeline.deadletters import DECODE, body_of, envelope, is_envelope
+from netsage_pipeline.deadletters import DECODE, append, body_of, envelope, is_envelope
 from netsage_pipeline.flow import Flow, Now
 from netsage_pipeline.tables.tables import Tables
 from tests.conftest import CONFORMANCE
@@ -304,3 +306,28 @@ def test_bytes_that_are_no_flow_are_refused_by_any_stage_and_stop_nothing(text: 
     for stage in chain.steps.entries:
         assert entered(chain, [orjson.loads(envelope(stage, "reason", "file", "1", text))]) == []
         assert len(letters_of(chain)) == 1, stage
+
+
+def test_letters_are_added_each_on_a_line_of_its_own_in_a_file_for_its_owner(tmp_path: Path) -> None:
+    file = tmp_path / "letters"
+    append(file, [b"a"])
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.write_bytes(b"a\ncut o")
+    append(file, [b"b", b"c"])
+    assert file.read_bytes() == b"a\ncut o\nb\nc\n"
+
+
+def test_of_letters_for_which_there_is_no_room_none_is_added(tmp_path: Path) -> None:
+    file = tmp_path / "letters"
+    append(file, [b"a"])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signals = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        with pytest.raises(OSError, match="File too large") as failed:
+            append(file, [b"b" * 60, b"c" * 60])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signals)
+    assert failed.value.filename == str(file)
+    assert file.read_bytes() == b"a\n"

@@ -24,7 +24,7 @@ import orjson
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, field_validator
 
-from netsage_pipeline import waits
+from netsage_pipeline import deadletters, waits
 from netsage_pipeline.flow import Delivery
 from netsage_pipeline.importer.imported import Imported, Part
 from netsage_pipeline.importer.nffile import Blocks, DamagedFile, blocks_of, copy_part, digests, ends_of
@@ -535,16 +535,7 @@ class Letters:
         if not self._waiting:
             return []
         try:
-            file = os.open(self._path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
-            try:
-                before = os.fstat(file).st_size
-                cut_off = before and os.pread(file, 1, before - 1) != b"\n"
-                lines = b"\n" * bool(cut_off) + b"".join(letter + b"\n" for letter in self._waiting.values())
-                if os.write(file, lines) != len(lines):
-                    return []
-                os.fsync(file)
-            finally:
-                os.close(file)
+            deadletters.append(self._path, self._waiting.values())
         except OSError as error:
             self._for_room.goes_on(f"{self._path}: {error.strerror}")
             return []

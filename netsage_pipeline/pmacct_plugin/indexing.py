@@ -8,7 +8,6 @@ letters, from which it can be given in again.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -258,19 +257,14 @@ class Indexing:
             self._append_letters()
 
     def _append_letters(self) -> None:
-        """Appends the dead letters that are not there yet. They may hold full addresses: the file is for its owner alone."""
+        """Appends the dead letters that are not there yet."""
         if self._dead:
             if self._kept is None:
                 self._kept = _ids_in(self._letters)
             new = {_id_of(letter): letter for letter in self._dead if _id_of(letter) not in self._kept}
             if new:
                 self._letters.parent.mkdir(parents=True, exist_ok=True)
-                with open(self._letters, "a+b", opener=_private) as file:
-                    if file.tell():
-                        file.seek(-1, os.SEEK_END)
-                        if file.read() != b"\n":  # Its end was cut off, by a full disk perhaps.
-                            file.write(b"\n")
-                    file.write(b"\n".join(new.values()) + b"\n")
+                deadletters.append(self._letters, new.values())
             self._dead = []
             self._kept |= new.keys()
 
@@ -292,7 +286,3 @@ def _ids_in(letters: Path) -> set[bytes]:
 def _id_of(letter: bytes) -> bytes:
     """The beginning of an envelope, which is its id."""
     return letter[: len(b'{"id":"') + 32]
-
-
-def _private(name: str, flags: int) -> int:
-    return os.open(name, flags, 0o600)

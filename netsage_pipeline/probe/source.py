@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import structlog
 
+from netsage_pipeline import deadletters
 from netsage_pipeline.config import SettingsError
 from netsage_pipeline.flow import Delivery
 from netsage_pipeline.probe.connections import PROC, Seen, connections
@@ -203,11 +204,7 @@ class ConnectionsSource:
             return []
         numbers = [number for number, _ in self._unburied]
         try:
-            file = os.open(self._letters, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-            try:
-                _append(file, b"".join(letter + b"\n" for _, letter in self._unburied))
-            finally:
-                os.close(file)
+            deadletters.append(self._letters, [letter for _, letter in self._unburied])
         except OSError as error:
             self._warn("waits until dead letters can be kept", file=str(self._letters), reason=error.strerror)
             return []
@@ -259,15 +256,3 @@ def _in_a_container() -> bool:
     with contextlib.suppress(OSError):
         return str((PROC / "self" / "ns" / "pid").readlink()) != MACHINE
     return False
-
-
-def _append(file: int, content: bytes) -> None:
-    """All of it, durable, or nothing. OSError."""
-    size = os.fstat(file).st_size
-    try:
-        while content:
-            content = content[os.write(file, content) :]
-        os.fsync(file)
-    except OSError:
-        os.ftruncate(file, size)
-        raise
