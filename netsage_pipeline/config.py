@@ -11,11 +11,11 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 
 class Settings(BaseModel):
@@ -52,6 +52,27 @@ class Output(Settings):
     for_workers: ClassVar[bool] = True  #: whether what it says is stored is there after a restart
 
     allow_full_addresses: bool = Field(False, description="Let flows with full addresses out, for a chain without 70_deidentify")
+
+
+def with_user(password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    """What checks a setting `password` behind a setting `user`."""
+    if "user" in info.data and bool(info.data["user"]) != bool(password and password.get_secret_value()):
+        raise ValueError("user and password belong together: set both, or none")
+    return password
+
+
+def urls_of(given: SecretStr, wrong_with: Callable[[str], str], example: str) -> list[str]:
+    """The URLs of a setting, which are separated by commas. ValueError, which holds nothing of them.
+
+    wrong_with   what is wrong with one; "" if nothing is
+    """
+    each = [one.strip() for one in given.get_secret_value().split(",")]
+    for number, one in enumerate(each, 1):
+        wrong = wrong_with(one)
+        if wrong:
+            where = f"URL {number} of {len(each)} " if len(each) > 1 else "it "
+            raise ValueError(f"{where}{wrong}: write {example}")
+    return each
 
 
 class SettingsError(Exception):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from netsage_pipeline.certificates import CaFile
-from netsage_pipeline.config import Output
+from netsage_pipeline.config import Output, with_user
 from netsage_pipeline.flow import Sink
 
 
@@ -59,12 +59,7 @@ class Config(Output):
             raise ValueError("is no name of a topic: letters, digits, . _ and - only, at most 249")
         return topic
 
-    @field_validator("password")
-    @classmethod
-    def _has_user(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if "user" in info.data and bool(info.data["user"]) != bool(password and password.get_secret_value()):
-            raise ValueError("user and password belong together: set both, or none")
-        return password
+    _has_user = field_validator("password")(with_user)
 
     @field_validator("ca_file")
     @classmethod

@@ -16,7 +16,7 @@ from elasticsearch import ApiError, Elasticsearch
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from netsage_pipeline.certificates import CaFile
-from netsage_pipeline.config import Settings
+from netsage_pipeline.config import Settings, urls_of, with_user
 
 #: Seconds that a request may take.
 REQUEST_S = 60
@@ -37,22 +37,12 @@ class Cluster(Settings):
     @field_validator("url")
     @classmethod
     def _is_url(cls, url: SecretStr) -> SecretStr:
-        each = url.get_secret_value().split(",")
-        for number, one in enumerate(each, 1):
-            wrong = _wrong_with(one.strip())
-            if wrong:
-                where = f"URL {number} of {len(each)} " if len(each) > 1 else "it "
-                raise ValueError(f"{where}{wrong}: write https://host:9200")
-        if len({one.strip().partition(":")[0].lower() for one in each}) > 1:
+        each = urls_of(url, _wrong_with, "https://host:9200")
+        if len({one.partition(":")[0].lower() for one in each}) > 1:
             raise ValueError("some begin with http:// and some with https://: write them alike")
         return url
 
-    @field_validator("password")
-    @classmethod
-    def _has_user(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if "user" in info.data and bool(info.data["user"]) != bool(password and password.get_secret_value()):
-            raise ValueError("user and password belong together: set both, or none")
-        return password
+    _has_user = field_validator("password")(with_user)
 
     @field_validator("api_key")
     @classmethod

@@ -24,7 +24,7 @@ from pika.exceptions import (
 )
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
-from netsage_pipeline.config import Settings, SettingsError
+from netsage_pipeline.config import Settings, SettingsError, urls_of
 
 #: Seconds: to connect, to shake hands; silence after which a peer is dead.
 CONNECT, HANDSHAKE, HEARTBEAT = 3, 8, 30
@@ -49,12 +49,7 @@ class Broker(Settings):
     @field_validator("url")
     @classmethod
     def _is_url(cls, url: SecretStr) -> SecretStr:
-        each = url.get_secret_value().split(",")
-        for number, one in enumerate(each, 1):
-            wrong = _wrong_with(one.strip())
-            if wrong:
-                where = f"URL {number} of {len(each)} " if len(each) > 1 else "it "
-                raise ValueError(f"{where}{wrong}: write amqp://user:password@host:5672/vhost")
+        urls_of(url, _wrong_with, "amqp://user:password@host:5672/vhost")
         return url
 
     @field_validator("client_key_file")
