@@ -20,8 +20,9 @@ import orjson
 import pytest
 
 from netsage_pipeline.flow import Changes, Finished
+from netsage_pipeline.worker import ledger as ledger_file
 from netsage_pipeline.worker.ledger import Commit, Ledger, State, recovered, segments
-from tests.command import COMMAND, LOOKUPS, Outcome, conf_with, stage_file, surroundings
+from tests.command import COMMAND, LOOKUPS, Outcome, conf_with, run, stage_file, surroundings
 from tests.flows import flow
 
 #: Nobody listens there.
@@ -184,11 +185,8 @@ def test_show_changes_nothing(state: Path) -> None:
 
 
 def test_show_looks_once_more_where_a_worker_deletes_what_it_is_about_to_read(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from netsage_pipeline.worker import ledger as module  # noqa: PLC0415
-    from tests.command import run  # noqa: PLC0415
-
     ledger = Ledger(state)
-    read, looks = module._read, []
+    read, looks = ledger_file._read, []
 
     def read_late(path: Path) -> bytes:
         looks.append(path)
@@ -196,7 +194,7 @@ def test_show_looks_once_more_where_a_worker_deletes_what_it_is_about_to_read(st
             ledger.checkpoint()
         return read(path)
 
-    monkeypatch.setattr(module, "_read", read_late)
+    monkeypatch.setattr(ledger_file, "_read", read_late)
     outcome = run("ledger", "show", NETSAGE_RABBITMQ_URL=NOWHERE, NETSAGE_STATE=str(state))
     ledger.close()
     assert outcome.code == 0, outcome.err

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from elasticsearch import Elasticsearch
 
 from tests.services import elastic as real
 from tests.services import kafka as kafka_nodes
@@ -59,6 +60,12 @@ def elastic(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterato
     yield node
     if not url:
         node.kill9()
+
+
+@pytest.fixture
+def client(elastic: real.Node) -> Iterator[Elasticsearch]:
+    with elastic.client() as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

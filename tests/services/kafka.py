@@ -121,8 +121,9 @@ class Node:
             while left:
                 message = consumer.poll(30)
                 assert message is not None, f"no answer from partitions {left} of {topic}"
-                if message.error():
-                    assert message.error().name() == "_PARTITION_EOF", message.error()  # type: ignore[union-attr]
+                error = message.error()
+                if error:
+                    assert error.name() == "_PARTITION_EOF", error
                     left.discard(message.partition() or 0)
                     continue
                 headers = dict(message.headers() or [])

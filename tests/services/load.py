@@ -224,7 +224,7 @@ class Limited(Process):
     limits  module below netsage_pipeline, colon, constant → Python's text of its value
     """
 
-    def __init__(self, environment: Mapping[str, str], log: Path, *command: str, limits: Mapping[str, float]) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Path, *command: str, limits: Mapping[str, float | str]) -> None:
         self.point, self.log, self.window, self.started = "", log, 0, time.time()
         program = ["from netsage_pipeline.cli import main"]
         for name, value in limits.items():
@@ -284,7 +284,7 @@ class Piped(Pipeline):
     def __init__(self, broker: Broker, directory: Path, *arguments: str | Path, **environment: str) -> None:
         super().__init__(broker, directory, *arguments)
         self.environment |= {"NETSAGE_INACTIVITY_TIMEOUT_S": str(TIMEOUT_S), **environment}
-        self.limits: dict[str, float] = {}
+        self.limits: dict[str, float | str] = {}
 
     def begin(self, *command: str) -> Limited:
         log = self.directory / f"process-{len(self.processes) + 1}.log"

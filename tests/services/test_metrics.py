@@ -190,7 +190,7 @@ def test_health_of_a_process_that_is_not_there_starts_or_hangs(run: Piped) -> No
     stopped = health_of(run)
     assert (stopped.code, stopped.out.decode().partition(":")[0]) == (1, "not alive")
 
-    run.limits = {"worker.run:Worker.run": "lambda *_: __import__('time').sleep(60)"}  # type: ignore[dict-item]
+    run.limits = {"worker.run:Worker.run": "lambda *_: __import__('time').sleep(60)"}
     begins = run.begin()
     assert becomes(run, "starts") == f"alive, not ready: process {begins.pid} starts\n"
     assert (health_of(run).code, health_of(run, "--ready").code) == (0, 3)

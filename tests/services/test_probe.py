@@ -8,6 +8,7 @@ import socket
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,6 @@ from tests.services.rabbitmq import free_port, wait_for
 from tests.services.sink import front
 
 CONF = folders.shipped("conf.d") / "probe"
-
-
-@pytest.fixture
-def client(elastic: Node) -> Iterator[Elasticsearch]:
-    with elastic.client() as client:
-        yield client
 
 
 @pytest.fixture
@@ -49,7 +44,7 @@ def start(elastic: Node, prefix: str, tmp_path: Path) -> Iterator[Start]:
     """Starts a probe, one after the other with the same state."""
     made: list[Limited] = []
 
-    def begin(url: str = "", limits: dict[str, float] | None = None, **changes: str) -> Limited:
+    def begin(url: str = "", limits: dict[str, float | str] | None = None, **changes: str) -> Limited:
         conf = tmp_path / "conf"
         shutil.copytree(CONF, conf, dirs_exist_ok=True)
         changes = {"interval_s": "0.5", **changes}
@@ -108,13 +103,17 @@ def test_a_connection_is_found_by_its_fields(start: Start, client: Elasticsearch
     assert "meta" not in mapping
 
 
+def has_taken(directory: Path, least: int) -> bool:
+    return len(list(directory.glob("*.ndjson"))) >= least
+
+
 def test_all_that_was_taken_while_the_server_was_away_is_there_after_a_kill(
     start: Start, client: Elasticsearch, prefix: str, pair: tuple[int, int], tmp_path: Path
 ) -> None:
     taken = tmp_path / "state" / "taken"
     for least in (4, 8):
         probe = start(f"http://127.0.0.1:{free_port(21_000)}")
-        wait_for(lambda least=least: len(list(taken.glob("*.ndjson"))) >= least, 60, lambda probe=probe: probe.lasts(0.1))  # type: ignore[misc]
+        wait_for(partial(has_taken, taken, least), 60, partial(probe.lasts, 0.1))
         probe.kill()
     lines = [line for path in sorted(taken.glob("*.ndjson")) for line in path.read_bytes().splitlines()]
     expected = Counter(each["@timestamp"] for line in lines for each in orjson.loads(line))

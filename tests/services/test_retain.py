@@ -24,12 +24,6 @@ TOMORROW = f"{datetime.now(UTC) + timedelta(days=1, hours=1):%Y.%m.%d}"
 
 
 @pytest.fixture
-def client(elastic: Node) -> Iterator[Elasticsearch]:
-    with elastic.client() as client:
-        yield client
-
-
-@pytest.fixture
 def prefix(client: Elasticsearch) -> Iterator[str]:
     """The prefix of a feed that is there for one test."""
     prefix = f"feed-{uuid.uuid4().hex[:8]}"

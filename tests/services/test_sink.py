@@ -96,7 +96,7 @@ def test_killed_before_a_dead_letter_is_stored_its_message_comes_again(sinking: 
     run = sinking()
     bad = run.flow(meta={"id": "a" * 64, "src_asn": "no number"})
     run.put([bad, run.flow()])
-    kill: Any = "lambda *_: __import__('os').kill(__import__('os').getpid(), 9)"
+    kill = "lambda *_: __import__('os').kill(__import__('os').getpid(), 9)"
     run.limits = {"rabbitmq.amqp:Publisher.publish": kill}
     run.begin()
     wait_for(lambda: run.worker.code is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -46,7 +45,7 @@ def put(tables: Path, content: bytes, name: str = TABLE) -> None:
     """As an operator does it: the new file takes the place of the old one at once."""
     new = tables / f"{name}.new"
     new.write_bytes(content)
-    os.replace(new, tables / name)  # noqa: PTH105
+    new.replace(tables / name)
 
 
 def test_new_values_are_written_from_then_on_and_no_flow_is_lost(run: Piped, tables: Path) -> None:

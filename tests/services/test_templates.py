@@ -19,17 +19,10 @@ from netsage_pipeline.stagefile import find
 from tests.command import conf_with, lines, run, stage_file, tables_with
 from tests.conftest import CONFORMANCE
 from tests.flows import flow
-from tests.services.elastic import Node
 from tests.test_templates import EXPECTED, leaves
 
 SHIPPED = known(find([folders.shipped("stages")]).values())
 DAY = "2023.11.14"
-
-
-@pytest.fixture(scope="session")
-def client(elastic: Node) -> Iterator[Elasticsearch]:
-    with elastic.client() as client:
-        yield client
 
 
 @pytest.fixture
