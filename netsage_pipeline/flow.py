@@ -41,7 +41,7 @@ class Sink(Protocol):
         """The batches that are stored by now, each once; waits for at most so many seconds until there is one."""
 
     def close(self) -> None:
-        """Writes what is buffered and leaves; what is not stored by then is not."""
+        """Writes what is buffered and leaves; what is not stored by then is not. `stored` tells the last ones behind it."""
 
 
 @runtime_checkable

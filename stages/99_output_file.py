@@ -52,7 +52,8 @@ class FileSink:
         self._stored.append(Stored(batch, len(flows) - len(refused), refused))
 
     def stored(self, _seconds: float = 0) -> list[Stored]:
-        self._file.flush()
+        if not self._file.closed:
+            self._file.flush()
         stored, self._stored = self._stored, []
         return stored
 

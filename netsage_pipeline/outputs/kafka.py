@@ -130,6 +130,8 @@ class KafkaSink:
         return self._batches.stored()
 
     def close(self) -> None:
+        if self._closed:
+            return
         until = time.monotonic() + LEAVING_S
         while (self._waiting or self._under_way) and time.monotonic() < until:
             self._turn(_POLL_S)
@@ -141,6 +143,8 @@ class KafkaSink:
     # Messages.
 
     def _turn(self, seconds: float) -> None:
+        if self._closed:
+            return
         if self._broken and time.monotonic() > self._not_before:
             self._make_anew()
         self._hand_over()

@@ -1,6 +1,7 @@
 """Threads that send what is there, in requests, until the other side has stored it, or refuses it for what it holds.
 
 Requests grow with the load, and while one is answered the next is on its way. What an answer does not say is sent again, for ever.
+A batch is in one request, unless it is longer: so that it is not stored in part when the process is told to leave.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import random
 import re
 import threading
 import time
+from bisect import bisect
 from collections import Counter, deque
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import structlog
@@ -83,7 +86,7 @@ class Senders(Generic[T]):
         self._batches = Batches()
         self._most_bytes = REQUEST_BYTES
         self._not_before = 0.0  # monotonic seconds
-        self._waiting: deque[T] = deque()
+        self._waiting: deque[list[T]] = deque()  # each of one batch
         self._troubled: set[int] = set()  # the senders that wait for long
         self._told: set[str] = set()
         self._closed = False
@@ -95,7 +98,8 @@ class Senders(Generic[T]):
         """Takes a batch in; the refusals are those that were found before it came here."""
         with self._changed:
             self._batches.open(batch, len(items), refusals)
-            self._waiting.extend(items)
+            if items:
+                self._waiting.append(items)
             self._changed.notify_all()
 
     def stored(self, seconds: float) -> list[Stored]:
@@ -131,11 +135,20 @@ class Senders(Generic[T]):
         """What is there, as much as a request may hold; waits for it. Empty when it is to leave."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            items: list[T] = []
-            size = 0
-            while self._waiting and not self._closed and len(items) < self._most and size < self._most_bytes:
-                items.append(self._waiting.popleft())
-                size += items[-1].size
+            if self._closed:
+                return []
+            items = list(self._waiting.popleft())
+            sizes = list(accumulate(each.size for each in items))
+            fit = max(1, min(self._most, bisect(sizes, self._most_bytes)))
+            if fit < len(items):
+                self._waiting.appendleft(items[fit:])
+                return items[:fit]
+            size = sizes[-1]
+            while self._waiting:
+                size += sum(each.size for each in self._waiting[0])
+                if size > self._most_bytes or len(items) + len(self._waiting[0]) > self._most:
+                    break
+                items += self._waiting.popleft()
         return items
 
     def _store(self, number: int, items: list[T]) -> None:

@@ -57,6 +57,8 @@ class Relay:
         last = time.monotonic() + LAST_WAIT_S
         while self._passed and time.monotonic() < last:
             self._settle(WAIT_S)
+        self._sink.close()
+        self._settle(0)
         self._say()
         log.info("stopped", on_the_way=self._messages)
 

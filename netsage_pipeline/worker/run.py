@@ -162,11 +162,7 @@ class Worker:
         while stored and not stop():
             stored = self._turn(stop)
         if stored:
-            last = time.monotonic() + LAST_WAIT_S
-            while (self._outgoing or self._unburied()) and time.monotonic() < last:
-                self._gather(WAIT_S)
-            if self._store([], [], lambda: time.monotonic() > last):
-                self._acknowledge()
+            self._leave()
         self._say()
         log.info("stopped", held=len(state.held), owed=len(state.outbox))
 
@@ -183,6 +179,17 @@ class Worker:
                 self._tell()
             if not rows and not self._ledger.state.outbox and not self._done and not self._letters:
                 return
+        self._leave()
+
+    def _leave(self) -> None:
+        """Waits a moment for what is on its way, and stores what has arrived when nothing more is sent: it is not to come again."""
+        last = time.monotonic() + LAST_WAIT_S
+        while (self._outgoing or self._unburied()) and time.monotonic() < last:
+            self._gather(WAIT_S)
+        self._sink.close()
+        self._gather(0)
+        if self._store([], [], lambda: time.monotonic() > last):
+            self._acknowledge()
 
     def _turn(self, stop: Callable[[], bool]) -> bool:
         """False if it was told to stop before what it took could be stored: that is forgotten here, and will come again."""

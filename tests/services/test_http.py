@@ -58,13 +58,13 @@ def key_of(request: Request) -> str:
 
 @pytest.mark.parametrize("form", ["array", "ndjson"])
 def test_flows_are_posted_with_headers_and_a_key_and_each_has_its_id(passing: Made, receiver: Receiver, form: str) -> None:
-    run = passing(receiver, f'format = "{form}"\nflows_per_request = 120\ntoken = "s3cret"\nheaders = {{ X-Tenant = "s3cret too" }}')
+    run = passing(receiver, f'format = "{form}"\nflows_per_request = 200\ntoken = "s3cret"\nheaders = {{ X-Tenant = "s3cret too" }}')
     run.publish(3_000)
     run.begin()
     run.until_done(receiver.count)
     assert run.compare(receiver.documents) == 0
     assert all(document_id(run.published[each["document_id"]]) == each["document_id"] for each in receiver.documents)
-    assert max(len(request.documents) for request in receiver.requests) == 120
+    assert max(len(request.documents) for request in receiver.requests) == 200
     for request in receiver.requests:
         assert request.key == key_of(request)
         assert request.headers["authorization"] == "Bearer s3cret"
@@ -260,6 +260,22 @@ def test_told_to_stop_while_the_server_is_silent_it_leaves_in_time_and_the_messa
     run.begin()
     run.until_done(receiver.count)
     run.compare(receiver.documents)
+
+
+def test_what_is_answered_while_it_leaves_does_not_come_again(passing: Made, receiver: Receiver) -> None:
+    run = passing(receiver)
+    run.limits = {"worker.run:LAST_WAIT_S": 0.2, "outputs.senders:LEAVING_S": 8}
+    receiver.delay_s = 2
+    run.publish(50)
+    run.begin()
+    wait_for(lambda: receiver.asked > 0)
+    run.worker.tell(signal.SIGTERM, within=20)
+    assert receiver.count() == 50
+    assert run.broker.count(run.input) == 0
+    run.begin()
+    run.publish(50)
+    run.until_done(receiver.count)
+    assert run.compare(receiver.documents) == 0
 
 
 def test_tls_with_an_authority_of_ones_own(passing: Made, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_killed_anywhere_what_an_http_server_gets_is_what_was_published(broker: 
 def test_a_server_that_fails_at_random_gets_what_was_published(broker: Broker, tmp_path: Path) -> None:
     chance = random.Random(1)
     with receiving() as server:
-        server.answers = lambda _: Answer(503 if chance.random() < 0.3 else 200)
+        server.answers = lambda _: Answer(503 if chance.random() < 0.5 else 200)
         figures = torture(broker, tmp_path, 7, kills=0, flows=10_000, receiver=Url(server, tmp_path))
         assert not figures.faults
         assert figures.repeats == 0
