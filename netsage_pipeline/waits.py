@@ -10,8 +10,15 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
+import structlog
 
-class Wait(NamedTuple):
+log = structlog.get_logger(__name__)
+
+#: Seconds of waiting after which a loop says so.
+PATIENCE_S = 2
+
+
+class _Begun(NamedTuple):
     """A wait that is under way."""
 
     since: float  #: monotonic seconds
@@ -27,7 +34,7 @@ class Waited(NamedTuple):
 
 
 _lock = threading.Lock()
-_now: dict[str, Wait] = {}
+_now: dict[str, _Begun] = {}
 _times: Counter[str] = Counter()
 _seconds: Counter[str] = Counter()
 _reconnects: Counter[str] = Counter()
@@ -39,7 +46,7 @@ def begin(what: str, reason: str) -> None:
         before = _now.get(what)
         if before is None:
             _times[what] += 1
-        _now[what] = Wait(before.since if before else time.monotonic(), reason)
+        _now[what] = _Begun(before.since if before else time.monotonic(), reason)
 
 
 def end(what: str) -> None:
@@ -77,3 +84,26 @@ def reconnects() -> dict[str, int]:
     """Link → how often it got another connection after its first one."""
     with _lock:
         return dict(_reconnects)
+
+
+class Wait:
+    """Something that a loop waits for now and then: says so once, when that takes longer than a moment, and once when it is over."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._since: float | None = None
+        self._said_so = False
+
+    def goes_on(self, reason: str) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+        if not self._said_so and time.monotonic() - self._since > PATIENCE_S:
+            self._said_so = True
+            begin(self._what, reason)
+            log.warning(f"waits for {self._what}", reason=reason)
+
+    def is_over(self) -> None:
+        if self._said_so and self._since is not None:
+            end(self._what)
+            log.info("goes on", waited_for=self._what, after_s=round(time.monotonic() - self._since, 1))
+        self._since, self._said_so = None, False

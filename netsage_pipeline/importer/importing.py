@@ -31,7 +31,7 @@ from netsage_pipeline.importer.nffile import Blocks, DamagedFile, blocks_of, cop
 from netsage_pipeline.reading.nfdump import NfdumpError, Reading, Rows, is_nfcapd, state_of, usable_version
 from netsage_pipeline.reading.read import stamped
 from netsage_pipeline.statedir import NoRoom
-from netsage_pipeline.worker.run import Wait
+from netsage_pipeline.waits import Wait
 
 log = structlog.get_logger(__name__)
 

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from netsage_pipeline import waits
 from netsage_pipeline.chain import SAMPLED, Chain
 from netsage_pipeline.config import SettingsError
 from netsage_pipeline.flow import Delivery, Finished, Now, Sink, Source, Splits
 from netsage_pipeline.monitoring.metrics import Meter, Reading, made_at
 from netsage_pipeline.statedir import NoRoom, StateError
 from netsage_pipeline.tables.tables import Tables
+from netsage_pipeline.waits import Wait
 from netsage_pipeline.worker.at_work import AtWork
 from netsage_pipeline.worker.ledger import Commit, Ledger, State
 from netsage_pipeline.worker.transit import Transit
@@ -54,9 +54,6 @@ CLOCK_S = 10
 TABLES_S = 10
 PROGRESS_S = 60
 
-#: Seconds of waiting after which it says so.
-PATIENCE_S = 2
-
 #: The stage that metrics and dead letters name where the output is meant.
 OUTPUT = "99_output"
 
@@ -72,29 +69,6 @@ class Outgoing(NamedTuple):
     rows: list[int]
     letters: list[bytes]
     counts: Counter[tuple[str, str, str]]
-
-
-class Wait:
-    """Something that is waited for now and then: says so once, when that takes longer than a moment, and once when it is over."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._since: float | None = None
-        self._said_so = False
-
-    def goes_on(self, reason: str) -> None:
-        if self._since is None:
-            self._since = time.monotonic()
-        if not self._said_so and time.monotonic() - self._since > PATIENCE_S:
-            self._said_so = True
-            waits.begin(self._what, reason)
-            log.warning(f"waits for {self._what}", reason=reason)
-
-    def is_over(self) -> None:
-        if self._said_so and self._since is not None:
-            waits.end(self._what)
-            log.info("goes on", waited_for=self._what, after_s=round(time.monotonic() - self._since, 1))
-        self._since, self._said_so = None, False
 
 
 class Worker:
