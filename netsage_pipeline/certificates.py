@@ -1,4 +1,4 @@
-"""The setting that names the authorities by which a server is checked."""
+"""Settings that name files for TLS: the authorities by which a server is checked, and the certificate that we show one."""
 
 from __future__ import annotations
 
@@ -26,3 +26,14 @@ def _usable(path: Path | None) -> Path | None:
 
 #: A file of certificates (PEM); None or empty: those of the system.
 CaFile = Annotated[Path | None, BeforeValidator(_or_none), AfterValidator(_usable)]
+
+
+def usable_pair(certificate: Path, key: Path | None) -> None:
+    """Checks a certificate of ours and its key, which may be in the same file. ValueError."""
+    files = f"{certificate} and {key}" if key else f"{certificate}"
+    try:
+        ssl.create_default_context().load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, ValueError):
+        raise ValueError(f"{files}: no certificate and its key: give both as PEM, the key without a passphrase") from None
+    except OSError as error:
+        raise ValueError(f"{files}: cannot be read: {error.strerror}") from None

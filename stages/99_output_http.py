@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
@@ -18,6 +17,7 @@ from netsage_pipeline.certificates import CaFile
 from netsage_pipeline.config import Output
 from netsage_pipeline.flow import Sink
 from netsage_pipeline.outputs.posts import HttpSink
+from netsage_pipeline.weburls import wrong_with
 
 
 class Config(Output):
@@ -32,9 +32,9 @@ class Config(Output):
     @field_validator("url")
     @classmethod
     def _is_url(cls, url: SecretStr) -> SecretStr:
-        wrong = _wrong_with(url.get_secret_value())
+        wrong = wrong_with(url.get_secret_value())
         if wrong:
-            raise ValueError(f"it {wrong}: write https://host/path")
+            raise ValueError(f"it {wrong}: write https://host/path (a user or a password is given as a header)")
         return url
 
     @field_validator("token")
@@ -55,23 +55,6 @@ class Config(Output):
             if not re.fullmatch(r"[\x20-\x7e]*", value.get_secret_value()):
                 raise ValueError(f"{name} holds what no header can: printable ASCII characters only")
         return headers
-
-
-def _wrong_with(url: str) -> str:
-    """What is wrong with a URL, in words that hold nothing of it; "" if nothing is."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https"):
-            return "does not begin with http:// or https://"
-        if "@" in parts.netloc:
-            return "holds a user or a password, which are given as a header"
-        if not parts.hostname or parts.port == 0:
-            return "names no host or port that can be used"
-    except ValueError:
-        return "is no URL"
-    if re.search(r"[^\x21-\x7e]", url):
-        return "holds a blank or another character that is to be written as %20"
-    return "has a # in it" if parts.fragment else ""
 
 
 def sink(config: Config) -> Sink:

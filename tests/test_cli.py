@@ -724,6 +724,26 @@ def test_a_key_without_its_certificate_is_refused(tmp_path: Path) -> None:
     assert "a key without its certificate: set client_certificate_file too" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ('ca_file = "none.pem"', "cannot be read: No such file or directory"),
+        ('ca_file = "empty.pem"', "is no certificate: give it as PEM"),
+        ('client_certificate_file = "none.pem"', "none.pem: cannot be read: No such file or directory"),
+        ('client_certificate_file = "empty.pem"', "empty.pem: no certificate and its key: give both as PEM"),
+        ('client_certificate_file = "empty.pem"\nclient_key_file = "other.pem"', "empty.pem and other.pem: no certificate and its key: "),
+    ],
+)
+def test_files_for_tls_that_cannot_be_used_are_refused_before_it_starts(
+    settings: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.pem").write_text("")
+    outcome = run("check", "--conf", conf_with(tmp_path, {"01_input_rabbitmq": settings}))
+    assert outcome.code == 2
+    assert line in outcome.err
+
+
 def test_dead_letters_and_flows_may_stand_in_one_file(tmp_path: Path) -> None:
     run("replay", written(tmp_path / "bad", flow(start="abc")), "--dead-letters", tmp_path / "refused")
     (tmp_path / "both").write_bytes(lines([flow()]) + (tmp_path / "refused").read_bytes())

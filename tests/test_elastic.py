@@ -31,34 +31,41 @@ def configured(**environment: str) -> Any:
         pytest.param(
             {"ELASTICSEARCH_URL": "localhost:9200"},
             [
-                "url: that value (from NETSAGE_ELASTICSEARCH_URL): it does not begin with http:// or https://: write https://host:9200",
+                "url: that value (from NETSAGE_ELASTICSEARCH_URL): it does not begin with http:// or https://: write https://host:9200 "
+                "(user and password have settings of their own)",
             ],
             id="no scheme",
         ),
         pytest.param(
             {"ELASTICSEARCH_URL": "https://one:9200,https://u:secret@two:9200"},
             [
-                "url: that value (from NETSAGE_ELASTICSEARCH_URL): URL 2 of 2 holds a user or a password, "
-                "which have settings of their own: write https://host:9200",
+                "url: that value (from NETSAGE_ELASTICSEARCH_URL): URL 2 of 2 holds a user or a password: write https://host:9200 "
+                "(user and password have settings of their own)",
             ],
             id="a password in the second URL",
         ),
         pytest.param(
             {"ELASTICSEARCH_URL": "https://:9200"},
             [
-                "url: that value (from NETSAGE_ELASTICSEARCH_URL): it names no host or port that can be used: write https://host:9200",
+                "url: that value (from NETSAGE_ELASTICSEARCH_URL): it names no host or port that can be used: write https://host:9200 "
+                "(user and password have settings of their own)",
             ],
             id="no host",
         ),
         pytest.param(
             {"ELASTICSEARCH_URL": "https://host:port"},
-            ["url: that value (from NETSAGE_ELASTICSEARCH_URL): it is no URL: write https://host:9200"],
+            [
+                "url: that value (from NETSAGE_ELASTICSEARCH_URL): it is no URL: write https://host:9200 "
+                "(user and password have settings of their own)"
+            ],
             id="no port",
         ),
         pytest.param(
             {"ELASTICSEARCH_URL": "https://one:9200,"},
             [
-                "url: that value (from NETSAGE_ELASTICSEARCH_URL): URL 2 of 2 does not begin with http:// or https://: write https://host:9200",
+                "url: that value (from NETSAGE_ELASTICSEARCH_URL): URL 2 of 2 does not begin with http:// or https://: "
+                "write https://host:9200 "
+                "(user and password have settings of their own)",
             ],
             id="an empty one",
         ),

@@ -46,16 +46,22 @@ def settings(tmp_path: Path, name: str, text: str) -> tuple[Any, list[str]]:
         ("kafka", 'password = "s3cret"', "password: that value: user and password belong together: set both, or none"),
         ("kafka", 'compression = "rar"', "compression: 'rar': Input should be 'none', 'gzip', 'snappy', 'lz4' or 'zstd'"),
         ("http", "", "url: is missing: https://host/path that flows are posted to; http:// too"),
-        ("http", 'url = "ftp://s3cret/"', "url: that value: it does not begin with http:// or https://: write https://host/path"),
+        (
+            "http",
+            'url = "ftp://s3cret/"',
+            "url: that value: it does not begin with http:// or https://: write https://host/path "
+            "(a user or a password is given as a header)",
+        ),
         (
             "http",
             'url = "https://me:s3cret@host/"',
-            "url: that value: it holds a user or a password, which are given as a header: write https://host/path",
+            "url: that value: it holds a user or a password: write https://host/path (a user or a password is given as a header)",
         ),
         (
             "http",
             'url = "https://host/s3cret word"',
-            "url: that value: it holds a blank or another character that is to be written as %20: write https://host/path",
+            "url: that value: it holds a blank or another character that is to be written as %20: write https://host/path "
+            "(a user or a password is given as a header)",
         ),
         ("http", 'url = "https://host/"\ntoken = "s3cret\\n"', "token: that value: holds what no header can: write the token alone"),
         ("http", 'url = "https://host/"\nheaders = { "a b" = "s3cret" }', "headers: that value: one has a name that no header can have"),

@@ -109,7 +109,8 @@ def test_a_setting_that_is_none_is_told(tmp_path: Path) -> None:
             '{"ES_IndexName": "Netflow-%Y", "ES_URL": "es:9200", "ES_FlushSize": "many", "ES_AuthType": "digest"}',
             [
                 "my_print.conf: ES_AuthType: digest is nothing that Elasticsearch knows: write basic",
-                "my_print.conf: ES_URL: that value: it does not begin with http:// or https://: write https://host:9200",
+                "my_print.conf: ES_URL: that value: it does not begin with http:// or https://: write https://host:9200 "
+                "(user and password have settings of their own)",
                 "my_print.conf: ES_IndexName: 'Netflow-%Y': makes 'Netflow-2000', which is no name of an index: "
                 "lower-case letters, digits, '.', '_' and '-', as netflow-%Y-%m-%d",
                 "my_print.conf: ES_FlushSize: 'many' is not a number",

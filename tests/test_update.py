@@ -320,7 +320,7 @@ def test_another_address_is_another_table(site: Site, server: Far) -> None:
         ({"to": "/caida.csv"}, "it redirects more than 5 times: correct the address"),
         ({"to": "http://example.org/"}, f"it redirects to an address that begins with http://, {OURS}: correct the address"),
         ({"to": "http://localhost/"}, "it redirects to an address that begins with http://: correct the address"),
-        ({"to": "ftp://localhost/"}, "it redirects to an address that does not begin with https://: correct the address"),
+        ({"to": "ftp://localhost/"}, "it redirects to an address that does not begin with http:// or https://: correct the address"),
         ({"to": "https://user:word@localhost/"}, "it redirects to an address that holds a user or a password: correct the address"),
         ({"to": "https://localhost:0/"}, "it redirects to an address that names no host or port that can be used: correct the address"),
         ({"to": "https://nowhere.invalid/"}, "its name is not known: correct the address, or see to DNS"),
@@ -619,7 +619,7 @@ def test_a_disk_that_takes_no_more_costs_one_line_and_no_table(site: Site, caida
     ("variable", "value", "wrong"),
     [
         ("CITY_URL", "http://example.org/x", f"it begins with http://, {OURS}: write https://host/path"),
-        ("ASN_URL", "ftp://x", "it does not begin with https://: write https://host/path"),
+        ("ASN_URL", "ftp://x", "it does not begin with http:// or https://: write https://host/path"),
         ("CAIDA_URL", "https://me:word@x/", "it holds a user or a password: write https://host/path"),
         ("SCIREG_URL", "https:///x", "it names no host or port that can be used: write https://host/path"),
         ("COMMUNITIES_URL", "https://[x", "it is no URL: write https://host/path"),

@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from netsage_pipeline.certificates import CaFile
 from netsage_pipeline.config import Settings, urls_of, with_user
+from netsage_pipeline.weburls import wrong_with
 
 #: Seconds that a request may take.
 REQUEST_S = 60
@@ -37,7 +38,7 @@ class Cluster(Settings):
     @field_validator("url")
     @classmethod
     def _is_url(cls, url: SecretStr) -> SecretStr:
-        each = urls_of(url, _wrong_with, "https://host:9200")
+        each = urls_of(url, _wrong_with, "https://host:9200 (user and password have settings of their own)")
         if len({one.partition(":")[0].lower() for one in each}) > 1:
             raise ValueError("some begin with http:// and some with https://: write them alike")
         return url
@@ -53,18 +54,7 @@ class Cluster(Settings):
 
 
 def _wrong_with(url: str) -> str:
-    """What is wrong with a URL, in words that hold nothing of it; "" if nothing is."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https"):
-            return "does not begin with http:// or https://"
-        if "@" in url:
-            return "holds a user or a password, which have settings of their own"
-        if not parts.hostname or parts.port == 0:
-            return "names no host or port that can be used"
-    except ValueError:
-        return "is no URL"
-    return "has something behind the path" if parts.query or parts.fragment else ""
+    return wrong_with(url) or ("has something behind the path" if urlsplit(url).query else "")
 
 
 def client(cluster: Cluster) -> Elasticsearch:

@@ -24,7 +24,8 @@ from pika.exceptions import (
 )
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
-from netsage_pipeline.config import Settings, SettingsError, urls_of
+from netsage_pipeline.certificates import CaFile, usable_pair
+from netsage_pipeline.config import Settings, urls_of
 
 #: Seconds: to connect, to shake hands; silence after which a peer is dead.
 CONNECT, HANDSHAKE, HEARTBEAT = 3, 8, 30
@@ -40,11 +41,9 @@ class Broker(Settings):
         description="amqp://user:password@host:port/vhost, with TLS amqps://; several, separated by commas, are tried in turn "
         "(write a comma in a password as %2C); default: the broker of this machine",
     )
-    ca_file: Path | None = Field(
-        None, description="Certificates of the authorities that amqps servers are checked by; not set: the system's"
-    )
+    ca_file: CaFile = Field(None, description="Certificates of the authorities that amqps servers are checked by; not set: the system's")
     client_certificate_file: Path | None = Field(None, description="Certificate that we show an amqps server")
-    client_key_file: Path | None = Field(None, description="Its key, where it is not in the same file")
+    client_key_file: Path | None = Field(None, validate_default=True, description="Its key, where it is not in the same file")
 
     @field_validator("url")
     @classmethod
@@ -57,6 +56,8 @@ class Broker(Settings):
     def _has_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
         if key is not None and info.data.get("client_certificate_file") is None:
             raise ValueError("a key without its certificate: set client_certificate_file too")
+        if info.data.get("client_certificate_file") is not None:
+            usable_pair(info.data["client_certificate_file"], key)
         return key
 
 
@@ -86,7 +87,7 @@ class Server(NamedTuple):
 
 
 def servers(broker: Broker) -> list[Server]:
-    """The brokers that the settings name, in order. SettingsError if a file for TLS cannot be used."""
+    """The brokers that the settings name, in order."""
     _quieten()
     context = _context(broker) if "amqps:" in broker.url.get_secret_value() else None
     return [_server(url.strip(), context) for url in broker.url.get_secret_value().split(",")]
@@ -116,23 +117,10 @@ def connected(brokers: list[Server]) -> pika.BlockingConnection:
 
 
 def _context(broker: Broker) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=broker.ca_file)
-    except OSError as error:
-        raise SettingsError([f"ca_file: {broker.ca_file}: {_unusable(error)}"]) from None
+    context = ssl.create_default_context(cafile=broker.ca_file)
     if broker.client_certificate_file is not None:
-        try:
-            context.load_cert_chain(broker.client_certificate_file, broker.client_key_file, password="")
-        except (OSError, ValueError) as error:
-            files = ", ".join(str(file) for file in (broker.client_certificate_file, broker.client_key_file) if file)
-            raise SettingsError([f"client_certificate_file: {files}: {_unusable(error)}"]) from None
+        context.load_cert_chain(broker.client_certificate_file, broker.client_key_file, password="")
     return context
-
-
-def _unusable(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return "is no certificate, or does not fit its key: give them as PEM, the key without a passphrase"
-    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _quieten() -> None:

@@ -24,7 +24,7 @@ from urllib3.exceptions import (
     TimeoutError,
 )
 
-from netsage_pipeline import __version__
+from netsage_pipeline import __version__, weburls
 
 #: Seconds for a connection, for the next bytes of an answer, and for all of it.
 CONNECT_S, READ_S, WHOLE_S = 30, 60, 3_600
@@ -53,17 +53,10 @@ class Answer(NamedTuple):
 
 def wrong_with(url: str) -> str:
     """What is wrong with an address, in words that hold nothing of it; "" if nothing is. http is for this machine only."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme not in ("https", "http"):
-            return "does not begin with https://"
-        if "@" in parts.netloc:
-            return "holds a user or a password"
-        if not parts.hostname or parts.port == 0:
-            return "names no host or port that can be used"
-    except ValueError:
-        return "is no URL"
-    return "" if parts.scheme == "https" or _is_this_machine(parts.hostname) else "begins with http://, which is for this machine only"
+    wrong = weburls.wrong_with(url)
+    if not wrong and urlsplit(url).scheme == "http" and not _is_this_machine(host_of(url)):
+        return "begins with http://, which is for this machine only"
+    return wrong
 
 
 def _is_this_machine(host: str) -> bool:

@@ -20,7 +20,6 @@ import structlog
 from pydantic import SecretStr
 
 import netsage_pipeline.rabbitmq.link
-from netsage_pipeline.config import SettingsError
 from netsage_pipeline.flow import Delivery
 from netsage_pipeline.rabbitmq import amqp, brokers
 from netsage_pipeline.rabbitmq.amqp import Consumer, Publisher
@@ -880,21 +879,6 @@ def test_a_server_that_wants_a_certificate_is_waited_for_without_one(
     wait_for(lambda: bool(said), doing=lambda: consumer.receive(0.1))
     assert not consumer.connected
     assert said[0]["reason"]
-
-
-def test_files_for_tls_that_cannot_be_used_are_wrong_settings(tmp_path: Path) -> None:
-    (tmp_path / "empty.pem").write_text("")
-    for name, file in (("ca_file", "none"), ("ca_file", "empty.pem"), ("client_certificate_file", "empty.pem")):
-        settings: dict[str, Any] = {name: tmp_path / file}
-        with pytest.raises(SettingsError) as refused:
-            servers(brokers.Broker(url=SecretStr("amqps://localhost/"), **settings))
-        [line] = refused.value.errors
-        assert line.startswith(f"{name}: {tmp_path / file}: ")
-
-
-def test_a_plain_connection_needs_no_file_for_tls() -> None:
-    broker = brokers.Broker(url=SecretStr("amqp://localhost/"), ca_file=Path("/no/such/file"))
-    assert [server.name for server in servers(broker)] == ["localhost:5672"]
 
 
 def test_a_message_longer_than_the_broker_takes_is_kept_and_said(broker: Broker, link: Links, queue: str, said: list[Any]) -> None:
