@@ -18,6 +18,9 @@ EXPORT_S = 1_700_086_400
 UPTIME_MS = 86_400_000 * 24
 BOOT_MS = EXPORT_S * 1000 - UPTIME_MS
 
+#: When the first flow begins: 2023-11-14T22:13:20.123Z, unix milliseconds.
+BEGIN_MS = 1_700_000_000_123
+
 #: Flows in one datagram: the most that v5 allows, and few enough to stay below a loopback's 65,507 bytes in all.
 FLOWS = 30
 
@@ -33,7 +36,7 @@ class Sent:
     protocol: int = 6
     packets: int = 10
     octets: int = 1000
-    start_ms: int = 1_700_000_000_123
+    start_ms: int = BEGIN_MS
     end_ms: int = 1_700_000_003_456
     src_asn: int = 217
     dst_asn: int = 36375
@@ -49,6 +52,23 @@ class Sent:
     @property
     def addresses(self) -> bytes:
         return ip_address(self.src_ip).packed + ip_address(self.dst_ip).packed
+
+
+def flows_of(number: int) -> list[Sent]:
+    """Flows of different ports, counts and times, every third one IPv6."""
+    return [
+        Sent(
+            src_ip="2001:468:1::7" if each % 3 == 0 else "128.101.1.1",
+            dst_ip="2001:468:2::9" if each % 3 == 0 else "141.211.2.2",
+            src_port=1_000 + each,
+            protocol=(6, 17)[each % 2],
+            packets=7 * each + 1,
+            octets=1_001 * each + 40,
+            start_ms=BEGIN_MS + 997 * each,
+            end_ms=BEGIN_MS + 997 * each + 13 * each + 1,
+        )
+        for each in range(number)
+    ]
 
 
 #: Information elements (number, bytes) that v9 and IPFIX share, in the order of _common.

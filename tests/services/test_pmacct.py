@@ -9,6 +9,7 @@ import stat
 import subprocess
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,8 @@ from tests.command import COMMAND, run, run_real, surroundings, written
 from tests.services import pmacct
 from tests.services.conftest import absent
 from tests.services.elastic import Node
-from tests.services.netflow import Sent, ipfix
+from tests.services.netflow import Sent, flows_of, ipfix
 from tests.services.pmacct import FLOWS, Packet, collect, pcap, running, said, wait
-
-BEGIN_MS = 1_700_000_000_123
 
 
 @pytest.fixture(autouse=True)
@@ -82,20 +81,9 @@ def indices(elastic: Node, tmp_path: Path) -> Iterator[Indices]:
 
 
 def sent(number: int) -> list[Sent]:
-    """Flows of different ports, counters and times, on two days, some IPv6, so many that they are stitched with none."""
-    return [
-        Sent(
-            src_ip="2001:468:1::7" if each % 3 == 0 else "128.101.1.1",
-            dst_ip="2001:468:2::9" if each % 3 == 0 else "141.211.2.2",
-            src_port=1_000 + each,
-            protocol=(6, 17)[each % 2],
-            packets=7 * each + 1,
-            octets=1_001 * each + 40,
-            start_ms=BEGIN_MS + 43_200_000 * (each % 2) + 997 * each,
-            end_ms=BEGIN_MS + 43_200_000 * (each % 2) + 997 * each + 13 * each + 1,
-        )
-        for each in range(number)
-    ]
+    """Flows on two days, so many that they are stitched with none."""
+    later = (43_200_000 * (each % 2) for each in range(number))
+    return [replace(flow, start_ms=flow.start_ms + ms, end_ms=flow.end_ms + ms) for flow, ms in zip(flows_of(number), later, strict=True)]
 
 
 def totals(flows: list[Sent]) -> tuple[int, int, int]:

@@ -14,10 +14,7 @@ import pytest
 from netsage_pipeline.times import iso
 from tests.command import conf_with, run, run_real, stage_file
 from tests.services.conftest import Collect
-from tests.services.netflow import Sent, ipfix, netflow9
-
-#: 2023-11-14T22:13:20.123Z, when the flows of a dump begin.
-BEGIN_MS = 1_700_000_000_123
+from tests.services.netflow import BEGIN_MS, Sent, flows_of, ipfix, netflow9
 
 JSON_FLOW = b'{"start": 1700000000, "end": 1700000001, "values": {"num_bits": 8, "num_packets": 1}}'
 
@@ -39,24 +36,11 @@ def dumped(collect: Collect, tmp_path: Path) -> Dumped:
     return dump
 
 
-def flows_of(number: int) -> list[Sent]:
-    """Flows of different ports, counts, times and ASNs, every third one IPv6."""
+def with_ways(number: int) -> list[Sent]:
+    """Flows of different ASNs, some of which have counts of both directions."""
     return [
-        Sent(
-            src_ip="2001:468:1::7" if each % 3 == 0 else "128.101.1.1",
-            dst_ip="2001:468:2::9" if each % 3 == 0 else "141.211.2.2",
-            src_port=1_000 + each,
-            protocol=(6, 17)[each % 2],
-            packets=7 * each + 1,
-            octets=1_001 * each + 40,
-            start_ms=BEGIN_MS + 997 * each,
-            end_ms=BEGIN_MS + 997 * each + 13 * each + 1,
-            src_asn=(217, 3356)[each % 2],
-            dst_asn=11_537 + each,
-            out_packets=each % 4,
-            out_octets=each % 4 * 100,
-        )
-        for each in range(number)
+        replace(flow, src_asn=(217, 3356)[each % 2], dst_asn=11_537 + each, out_packets=each % 4, out_octets=each % 4 * 100)
+        for each, flow in enumerate(flows_of(number))
     ]
 
 
@@ -75,7 +59,7 @@ def of_sent(sent: Sent) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("export", [netflow9, ipfix])
 def test_every_flow_comes_out_of_the_chain_as_it_was_sent(dumped: Dumped, export: Any) -> None:
-    sent = flows_of(250)
+    sent = with_ways(250)
     outcome = run_real("replay", dumped("chic/nfcapd.202311142210", sent, export))
     assert outcome.code == 0
     assert sorted(map(of_flow, outcome.flows)) == sorted(map(of_sent, sent))
@@ -89,7 +73,7 @@ def test_the_ifindexes_reach_the_stages(dumped: Dumped, tmp_path: Path) -> None:
     body = "meta = flow['meta']\nmeta['ways'] = [meta['src_ifindex'], meta['dst_ifindex']]\nreturn flow"
     stages = stage_file(tmp_path / "stages", "91_ways", body, reads="meta.{src,dst}_ifindex", writes="meta.ways  integers")
     outcome = run(
-        "replay", dumped("a/nfcapd.202311142210", flows_of(3)), "--stages", stages, "--conf", conf_with(tmp_path, {"91_ways": ""})
+        "replay", dumped("a/nfcapd.202311142210", with_ways(3)), "--stages", stages, "--conf", conf_with(tmp_path, {"91_ways": ""})
     )
     assert [flow["meta"]["ways"] for flow in outcome.flows] == [[Sent.in_if, Sent.out_if]] * 3
 
@@ -150,7 +134,7 @@ def test_files_in_the_making_and_files_without_records_are_passed_over(dumped: D
 
 
 def test_nfcapd_files_and_json_are_read_together(dumped: Dumped, tmp_path: Path) -> None:
-    dumped("a/nfcapd.202311142210", flows_of(3))
+    dumped("a/nfcapd.202311142210", with_ways(3))
     outcome = run("replay", tmp_path / "a", "--to", tmp_path / "a" / "json")
     assert outcome.summary["written"] == 3
     raw = run_real(
@@ -160,7 +144,7 @@ def test_nfcapd_files_and_json_are_read_together(dumped: Dumped, tmp_path: Path)
 
 
 def test_a_truncated_file_is_told_and_the_others_are_read(dumped: Dumped, tmp_path: Path) -> None:
-    whole = dumped("a/nfcapd.202311142210", flows_of(3))
+    whole = dumped("a/nfcapd.202311142210", with_ways(3))
     cut = tmp_path / "a" / "nfcapd.202311142205"
     cut.write_bytes(whole.read_bytes()[:100])
     outcome = run_real("replay", tmp_path / "a")

@@ -15,11 +15,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pika
 
@@ -40,6 +40,12 @@ BURST_S = 1.5
 
 #: Kinds of kills from outside: at any time, within the first moments, and within the moments after it was told to stop.
 ANY_TIME, AT_START, AT_STOP = "any time", "start", "stop"
+
+
+class Told(Protocol):
+    """What a torture saw."""
+
+    def lines(self) -> Iterator[str]: ...
 
 
 class Receiver(Protocol):
@@ -395,10 +401,12 @@ def faults_of(figures: Figures) -> list[str]:
     return wrong
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--flows", type=int, default=1_000_000)
+def as_program(
+    parser: argparse.ArgumentParser,
+    work: Callable[[rabbitmq.Broker, Path, argparse.Namespace], Told],
+    faults_of: Callable[[Any], list[str]],
+) -> None:
+    """Tortures with a broker of its own, tells what was seen, and ends with 1 if something is wrong."""
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
     given = parser.parse_args()
     sys.stdout.write(f"seed {given.seed}\n")
@@ -410,7 +418,7 @@ def main() -> None:
     broker = rabbitmq.Broker(rabbitmq.free_port(5890), data)
     broker.start()
     try:
-        figures = torture(broker, directory, given.seed, given.kills, given.flows)
+        figures = work(broker, directory / "run", given)
     finally:
         broker.kill9()
     for line in figures.lines():
@@ -419,8 +427,15 @@ def main() -> None:
     for fault in wrong[:20]:
         sys.stdout.write(f"WRONG: {fault}\n")
     if wrong:
-        sys.exit(f"{len(wrong)} faults; logs and ledger are in {directory}")
+        sys.exit(f"{len(wrong)} faults; what it worked with and its logs are in {directory}")
     shutil.rmtree(directory)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--flows", type=int, default=1_000_000)
+    as_program(parser, lambda broker, directory, given: torture(broker, directory, given.seed, given.kills, given.flows), faults_of)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ import argparse
 import json
 import random
 import shutil
-import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +21,7 @@ from tests.services.importer import Importing
 from tests.services.importer_points import POINTS
 from tests.services.netflow import Sent, collect, ipfix
 from tests.services.rabbitmq import wait_for
+from tests.services.torture import as_program
 from tests.services.worker import Process
 
 #: Flows that one nfcapd writes.
@@ -257,28 +256,7 @@ def faults_of(figures: Figures) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
-    given = parser.parse_args()
-    sys.stdout.write(f"seed {given.seed}\n")
-    sys.stdout.flush()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    directory = Path(tempfile.mkdtemp(prefix="torture-"))
-    data = directory / "rabbitmq"
-    data.mkdir()
-    broker = rabbitmq.Broker(rabbitmq.free_port(5750), data)
-    broker.start()
-    try:
-        figures = torture(broker, directory / "run", given.seed, given.kills)
-    finally:
-        broker.kill9()
-    for line in figures.lines():
-        sys.stdout.write(f"{line}\n")
-    wrong = faults_of(figures)
-    for fault in wrong[:20]:
-        sys.stdout.write(f"WRONG: {fault}\n")
-    if wrong:
-        sys.exit(f"{len(wrong)} faults; logs and files are in {directory}")
-    shutil.rmtree(directory)
+    as_program(parser, lambda broker, directory, given: torture(broker, directory, given.seed, given.kills), faults_of)
 
 
 if __name__ == "__main__":
