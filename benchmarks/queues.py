@@ -6,9 +6,10 @@ Without --url it starts a RabbitMQ node of its own, where rabbitmq-server is ins
 
 All take the same messages from a real RabbitMQ and publish messages of as many flows, persistent and confirmed, each in a process of its
 own, one after the other, with empty queues before. The relay decodes what came, and encodes and publishes the enriched flows that the
-worker made of it, so that both take in and put out the same; the plain relay publishes what came as it is. Of each, the first half is not
-counted: the worker's memory of ends is cold then. The worker goes on with a ledger whose clock stands where the flows begin, as after an
-outage: so flows end while it works, and what ends later stays held.
+worker made of it, so that both take in and put out the same; the plain relay publishes what came as it is. The router takes the same
+messages and splits them between two queues, as in front of two workers. Of each, the first half is not counted: the worker's memory of
+ends is cold then. The worker goes on with a ledger whose clock stands where the flows begin, as after an outage: so flows end while it
+works, and what ends later stays held.
 
 Then the worker again with more and more flows held, none of which ends: what a flow costs, the longest turn of the loop while a checkpoint
 of all of them is written, memory, and the time to start after a kill.
@@ -82,7 +83,7 @@ def fill(url: str, messages: list[bytes], into: str = IN) -> None:
     """Empties both queues and puts the messages into one."""
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
-        for queue in (IN, OUT):
+        for queue in (IN, OUT, f"{IN}.0", f"{IN}.1"):
             channel.queue_declare(queue, durable=True)
             channel.queue_purge(queue)
     link = publisher(url, "", into)
@@ -138,8 +139,8 @@ def without_garbage_collection() -> None:
     gc.disable()
 
 
-def work(count: int, together: int, held: int) -> dict[str, float]:
-    """A worker, until it has taken so many flows and everything that it owes is confirmed."""
+def work(count: int, conf: Path, held: int) -> dict[str, float]:
+    """A worker or router, until it has taken so many flows and everything that it owes is confirmed."""
     spent = {"ledger": 0.0}
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -155,7 +156,7 @@ def work(count: int, together: int, held: int) -> dict[str, float]:
     if held:
         ledgers.SEGMENT_BYTES = 1_000_000  # So that a checkpoint is under way all the time.
     began = time.perf_counter()
-    with working(settings(together), None) as work:
+    with working(conf, None) as work:
         assert isinstance(work, Worker)
         started = time.perf_counter() - began
         ledger: Any = work._ledger
@@ -256,6 +257,7 @@ def compare(options: argparse.Namespace, data: Path) -> None:
         fill(options.url, sent)
         state = data / f"{name}-{together}-{held}"
         environment = {**os.environ, "NETSAGE_RABBITMQ_URL": options.url, "NETSAGE_STATE": str(state), "NETSAGE_LOOKUPS": str(data)}
+        environment |= {"NETSAGE_ROUTER_STATE": str(state), "NETSAGE_ROUTER_METRICS": "127.0.0.1:0"}
         numbers = [str(number) for number in (count, together, held)]
         command = [sys.executable, __file__, "--part", name, *numbers, options.url, str(data / "enriched")]
         if name == "worker":
@@ -279,6 +281,7 @@ def compare(options: argparse.Namespace, data: Path) -> None:
         same, other = theirs["real"] / ours["real"], plain["real"] / ours["real"]
         print(f"the worker's share of the relay: {same:.2f} (limit {LIMIT}), of the plain one: {other:.2f}")
         print(f"the ledger: {ours['ledger']:.1f} µs CPU a flow, {ours['ledger'] / ours['cpu']:.0%} of the worker's")
+        line("router", part("router", flows, together))
     for held in map(int, options.held.split(",")) if options.held else ():
         result = part("worker", options.flows // 3, held=held)
         line(f"worker, {held:,} held", result)
@@ -289,8 +292,8 @@ def compare(options: argparse.Namespace, data: Path) -> None:
 
 
 def one_part(name: str, count: int, together: int, held: int, url: str, file: Path) -> None:
-    if name == "worker":
-        result = work(count, together, held)
+    if name in ("worker", "router"):
+        result = work(count, settings(together) if name == "worker" else folders.shipped("conf.d") / "router", held)
     else:
         enriched = [orjson.loads(each) for each in file.read_bytes().split(b"\n")] if name == "relay" else []
         result = relay(url, count, together, enriched)
