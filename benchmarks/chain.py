@@ -43,7 +43,7 @@ def through(chain: Chain, messages: list[bytes]) -> Iterator[list[Flow]]:
     ready: list[Finished] = []
     for message in messages:
         chain.now.set(time.time())
-        ready += chain.take(message, "benchmark", "0")
+        ready += chain.take(message, "benchmark", "0") + chain.tick()
         while len(ready) >= 100:
             yield chain.enrich(ready[:100])
             del ready[:100]

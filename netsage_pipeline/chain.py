@@ -91,7 +91,7 @@ class Chain:
         return self._take_value(self.steps.before, value, source, position)
 
     def take(self, body: bytes, source: str, position: str) -> list[Finished]:
-        """Decodes a message and runs the stages up to stitching; gives the flows that were finished by it.
+        """Decodes a message and runs the stages up to stitching; gives the flows that its parts finished (by time: `tick`).
 
         What is no flow, and flows that a stage refuses, go to `dead`."""
         return self._take(self.steps.before, body, source, position)
@@ -141,7 +141,6 @@ class Chain:
             else:
                 if done is not None:
                     finished.append(done)
-        finished += self.tick()
         if timed and self.steps.held_by:
             self.took(self.steps.held_by, time.perf_counter() - began, len(flows))
         return finished

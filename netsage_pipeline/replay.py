@@ -103,7 +103,7 @@ class Replay:
                             self._look_at_the_clock()
                         if number == 0:
                             self.summary.files += 1
-                        finished += self._chain.let_in(*message)
+                        finished += self._chain.let_in(*message) + self._chain.tick()
                         if max(len(finished), len(self._chain.dead)) >= BATCH:
                             self._write(finished)
                             finished.clear()

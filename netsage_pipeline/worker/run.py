@@ -242,9 +242,8 @@ class Worker:
                 self._counts["repeated", "", ""] += 1
             else:
                 fresh[key] = body
-        if not fresh:
-            return [], self._chain.tick()
-        self._at_work.begin(key.hex() for key in fresh)
+        if fresh:
+            self._at_work.begin(key.hex() for key in fresh)
         rows: list[Finished] = []
         for key, body in fresh.items():
             name, before = key.hex(), len(rows)
@@ -257,6 +256,8 @@ class Worker:
             if self._splits and len(rows) > before:
                 self._messages.append((self._ledger.state.next + len(rows), name))
             self._go_on()
+        if not self._is_full():  # Once for the batch: when the clock leaps, all that is held may have finished.
+            rows += self._chain.tick()
         return list(fresh), rows
 
     def _take_carefully(self, body: bytes, name: str) -> list[Finished]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from netsage_pipeline.worker import ledger
+from netsage_pipeline.worker.ledger import segments
 from tests.command import conf_with, stage_file
 from tests.services.load import (
     TIMEOUT_S,
@@ -237,6 +239,36 @@ def test_a_backlog_is_drained_at_full_speed_in_bounded_memory(broker: Broker, pi
     assert watch.stop() < RESIDENT
     run.drain()
     assert sums(documents(run.flows())) == sums(as_single(parts))
+
+
+def test_what_all_finishes_at_once_is_owed_some_thousands_of_flows_at_a_time(broker: Broker, piped: Made) -> None:
+    run = piped("run", NETSAGE_INACTIVITY_TIMEOUT_S="15")
+    run.limits = {"worker.run:OUTBOX_ROWS": 2_000}
+    flows = 30_000
+    messages = steadily(flows, 100, 1 << 30)
+    load = Load(broker, [run.input], [next(messages) for _ in range(flows // 100)], surely=False)
+    worker = run.begin().works()
+    load.start()
+    run.until(lambda state: state.totals["read", "", ""] == flows)
+    worker.kill()
+    assert len(run.state.held) == flows
+    time.sleep(16)  # With the machine, say, so that nobody sent anything: the first flows that come make the clock leap.
+    more = Load(broker, [run.input], [(0.0, next(steadily(1, 100, 1 << 30, time.time()))[1])] * 20, surely=False)
+    more.start()
+    more.ended()
+    run.begin().works()
+    run.until(lambda state: len(state.held) <= 100 and not state.outbox)
+    owed: set[int] = set()
+    most = 0
+    for path in segments(run.ledger).values():
+        for _, record, _ in ledger._records(path.read_bytes()):
+            assert record is not None
+            owed |= set(range(record.get("next", 0), record.get("next", 0) + len(record.get("rows", ()))))
+            owed -= set(record.get("done", ()))
+            most = max(most, len(owed))
+    assert 5_000 <= most <= 2_000 + 5_000
+    run.stop()
+    assert {each.number for each in documents(run.flows())} == set(range(flows))
 
 
 def test_a_queue_that_is_never_empty_lets_flows_finish(broker: Broker, piped: Made, tmp_path: Path) -> None:
