@@ -54,6 +54,9 @@ CLOCK_S = 10
 TABLES_S = 10
 PROGRESS_S = 60
 
+#: Seconds by which this machine's time differs from what has passed when somebody has set it.
+SET_S = 1
+
 #: The stage that metrics and dead letters name where the output is meant.
 OUTPUT = "99_output"
 
@@ -101,7 +104,8 @@ class Worker:
         state = ledger.state
         if chain.stitching is not None:
             chain.stitching.restore(state.held, state.stitching)
-        self._arrival = now.arrival = min(state.arrival or time.time(), time.time())
+        self._arrival = now.arrival = state.arrival or time.time()
+        self._ahead = max(0.0, self._arrival - time.time())  # of this machine's time, as far as that was set back
         self._worked = state.worked
         self._gone = chain.stitching.gone if chain.stitching is not None else 0.0
         self._looked = time.monotonic()
@@ -196,11 +200,15 @@ class Worker:
     def _look_at_the_clock(self) -> None:
         """Moves the time of the batch. The arrival clock goes with this machine's where nothing is left in the queue.
 
-        So it does before the newest end can be believed, or a queue that is never empty would let no flow finish.
+        So it does before the newest end can be believed, or a queue that is never empty would let no flow finish. When the machine's
+        is set back it goes on from where it is, or what is held would be held for as much longer.
         """
         looked = time.monotonic()
         passed, self._looked = looked - self._looked, looked
-        self._now.set(time.time())
+        now = time.time()
+        if abs(now - self._now.seconds - passed) > SET_S:
+            self._ahead = max(0.0, self._arrival - now)
+        self._now.set(now)
         if self._source.connected:
             self._worked += min(passed, PAUSE_S)
         if (self._source.caught_up or (self._source.connected and not self._gone)) and not self._is_full():
@@ -208,13 +216,13 @@ class Worker:
         self._go_on()
 
     def _go_on(self) -> None:
-        """The arrival clock goes by as much as the newest end did, and never ahead of this machine's time."""
+        """The arrival clock goes by as much as the newest end did, and never ahead of this machine's time, unless that was set back."""
         if self._chain.stitching is not None:
             gone, before = self._chain.stitching.gone, self._gone
             self._gone = gone
             if before:  # Else it is believed just now, and all that went by at once: what is held came meanwhile.
                 self._arrival += gone - before
-        self._arrival = self._now.arrival = min(self._arrival, self._now.seconds)
+        self._arrival = self._now.arrival = min(self._arrival, self._now.seconds + self._ahead)
 
     def _is_full(self) -> bool:
         outbox = self._ledger.state.outbox

@@ -17,11 +17,13 @@ from tests.services.load import (
     TIMEOUT_S,
     Limited,
     Load,
+    Part,
     Piped,
     alternating,
     as_single,
     documents,
     in_real_time,
+    message_of,
     steadily,
     stitched,
     sums,
@@ -269,6 +271,34 @@ def test_what_all_finishes_at_once_is_owed_some_thousands_of_flows_at_a_time(bro
     assert 5_000 <= most <= 2_000 + 5_000
     run.stop()
     assert {each.number for each in documents(run.flows())} == set(range(flows))
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_machine_whose_clock_is_set_back_and_right_again_holds_no_flow_for_longer(piped: Made, restarted: bool) -> None:
+    run = piped()
+    wrong = run.directory / "wrong"
+    run.limits = {
+        "worker.run:time": "__import__('types').SimpleNamespace("
+        "monotonic=module.time.monotonic, perf_counter=module.time.perf_counter, "
+        f"time=lambda time=module.time, path=__import__('pathlib').Path({str(wrong)!r}): time.time() - 86_400 * 365 * path.exists())"
+    }
+    worker = run.begin().works()
+    now = int(time.time() * 1000)
+    run.put(message_of(Part(number, now - 2_000 + number, now - 1_000 + number, 5, 1) for number in range(50)))
+    run.until(lambda state: len(state.held) == 50)
+    wrong.touch()
+    if restarted:
+        worker.kill()
+        run.begin().works()
+    time.sleep(1)
+    wrong.unlink()
+    run.finished(3 * TIMEOUT_S)
+    run.put(message_of([Part(51, now, now, 5, 1)]))
+    run.until(lambda state: len(state.held) == 1)
+    wrong.touch()
+    run.finished(3 * TIMEOUT_S)
+    run.stop()
+    assert len(documents(run.flows())) == 51
 
 
 def test_a_queue_that_is_never_empty_lets_flows_finish(broker: Broker, piped: Made, tmp_path: Path) -> None:
