@@ -100,6 +100,7 @@ def replay_letters(conf: Path | None, stage: str | None, reason: str | None, let
                 if link.unconfirmed <= most:
                     return
                 link.turn(0.1)
+                channel.connection.process_data_events(0)  # The broker closes a connection that is silent for long.
 
         for letter in _letters(channel, config.dead_letters, stage, reason, letter_id):
             if letter.envelope is not None:

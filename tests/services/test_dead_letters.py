@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pika
 import pytest
 
-from tests.command import conf_with, stage_file
+from tests.command import COMMAND, conf_with, stage_file
 from tests.flows import flow
 from tests.services.rabbitmq import Broker
 from tests.services.running import Pipeline, pipeline
@@ -191,6 +192,22 @@ def test_without_broker_or_queue_one_line_says_so(broker: Broker, running: Pipel
     for word in ("list", "show", "replay"):
         outcome = running.command("dead-letters", word)
         assert (outcome.code, outcome.err) == (1, "RabbitMQ at 127.0.0.1:1: Connection refused\n")
+
+
+def test_while_the_broker_takes_nothing_what_is_put_back_waits_and_then_leaves_the_queue(broker: Broker, running: Pipeline) -> None:
+    refused(running)
+    environment = {**running.surroundings, "NETSAGE_RABBITMQ_URL": f"{broker.url}?heartbeat=2"}
+    broker.ctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        command: list[str | Path] = [COMMAND, "dead-letters", "replay", *running.arguments[:2]]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(12)  # Silent for so long, the broker would close a connection.
+    finally:
+        broker.ctl("set_vm_memory_high_watermark", "0.4")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.decode()) == (0, f"6 dead letters were put on {running.input}\n"), err
+    assert (broker.count(running.dead), broker.count(running.input)) == (0, 6)
 
 
 def test_what_is_put_back_is_no_more_than_is_in_the_queue_while_a_worker_refuses_it_again(running: Pipeline) -> None:
