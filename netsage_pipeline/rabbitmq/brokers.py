@@ -139,6 +139,13 @@ _REASONS: list[tuple[type[BaseException], str]] = [
     (ConnectionOpenAborted, "it does not answer"),
 ]
 
+#: What is wrong with TLS, by what the error's text holds. With TLS 1.3 a server refuses a client when that believes to be connected.
+_TLS_REASONS = {
+    "WRONG_VERSION_NUMBER": "it does not speak TLS there: is it a port for amqp://?",
+    'StreamLostError: ("Stream connection lost: SSL': "it ended the connection behind the TLS handshake: does it want a client certificate "
+    "(client_certificate_file), or another one?",
+}
+
 
 def _causes(error: Any) -> Iterator[BaseException]:
     """An error and what it holds, pika's way, down to what happened first."""
@@ -158,6 +165,9 @@ def reason_of(error: Any) -> str:
     """Why a connection is not there, in a line."""
     causes = list(_causes(error))
     for cause in causes:
+        for mark, words in _TLS_REASONS.items():
+            if isinstance(cause, ssl.SSLError | IncompatibleProtocolError) and mark in str(cause):
+                return words
         for kind, words in _REASONS:
             if isinstance(cause, kind):
                 more = getattr(cause, "verify_message", "")

@@ -878,7 +878,13 @@ def test_a_server_that_wants_a_certificate_is_waited_for_without_one(
     consumer = link(Consumer, tls_proxy.url, queue, ca_file=issued / "ca.pem")
     wait_for(lambda: bool(said), doing=lambda: consumer.receive(0.1))
     assert not consumer.connected
-    assert said[0]["reason"]
+    assert said[0]["reason"].startswith("it ended the connection behind the TLS handshake: does it want a client certificate")
+
+
+def test_a_port_without_tls_is_said(broker: Broker, link: Links, queue: str, said: list[Any]) -> None:
+    consumer = link(Consumer, f"amqps://guest:guest@127.0.0.1:{pika.URLParameters(broker.url).port}/", queue)
+    wait_for(lambda: bool(said), doing=lambda: consumer.receive(0.1))
+    assert said[0]["reason"] == "it does not speak TLS there: is it a port for amqp://?"
 
 
 def test_a_message_longer_than_the_broker_takes_is_kept_and_said(broker: Broker, link: Links, queue: str, said: list[Any]) -> None:
