@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import (
+    AMQPConnectionError,
     AMQPError,
     AMQPHeartbeatTimeout,
     ChannelClosedByBroker,
@@ -112,8 +114,15 @@ def connected(brokers: list[Server]) -> pika.BlockingConnection:
     """A connection to the first broker of the list that answers. AMQPError."""
     for each in brokers[:-1]:
         with contextlib.suppress(AMQPError):
-            return pika.BlockingConnection(each.parameters)
-    return pika.BlockingConnection(brokers[-1].parameters)
+            return _connected(each)
+    return _connected(brokers[-1])
+
+
+def _connected(server: Server) -> pika.BlockingConnection:
+    try:
+        return pika.BlockingConnection(server.parameters)
+    except (OSError, AMQPConnectorException) as error:  # As pika gives a name that nobody knows, TLS that fails, a handshake that hangs.
+        raise AMQPConnectionError(error) from None
 
 
 def _context(broker: Broker) -> ssl.SSLContext:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -208,6 +210,26 @@ def test_while_the_broker_takes_nothing_what_is_put_back_waits_and_then_leaves_t
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out.decode()) == (0, f"6 dead letters were put on {running.input}\n"), err
     assert (broker.count(running.dead), broker.count(running.input)) == (0, 6)
+
+
+def test_a_broker_that_cannot_be_talked_to_is_one_line_and_the_next_one_is_asked(broker: Broker, running: Pipeline) -> None:
+    port = pika.URLParameters(broker.url).port
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for server, scheme, reason in [
+            ("rabbit.invalid:5672", "amqp", "(not known|resolution)"),
+            (f"127.0.0.1:{port}", "amqps", "SSL"),
+            (f"127.0.0.1:{silent.getsockname()[1]}", "amqp", "it does not answer"),
+        ]:
+            first = f"{scheme}://secret:secret@{server}/"
+            running.environment["NETSAGE_RABBITMQ_URL"] = first
+            outcome = running.command("dead-letters", "list")
+            assert outcome.code == 1
+            assert re.fullmatch(rf"RabbitMQ at {server}: .*{reason}.*\n", outcome.err)
+            running.environment["NETSAGE_RABBITMQ_URL"] = f"{first},{broker.url}"
+            outcome = running.command("dead-letters", "list")
+            assert (outcome.code, outcome.err) == (0, "")
 
 
 def test_what_is_put_back_is_no_more_than_is_in_the_queue_while_a_worker_refuses_it_again(running: Pipeline) -> None:
