@@ -142,7 +142,7 @@ class Watch:
 
 
 class Refused(NamedTuple):
-    """A file that is not imported as it is."""
+    """A file that is not imported, or not deleted, as it is."""
 
     signature: str
     reason: str
@@ -490,9 +490,7 @@ class Importer:
 
     def _refuse(self, watch: Watch, path: str, signature: str, reason: str, *, again: bool = False) -> None:
         """Says once that a file is not imported as it is. It is tried again when it changes, or else later."""
-        before = watch.refused.get(path)
-        watch.refused[path] = Refused(signature, reason, time.monotonic() + AGAIN_S if again else inf)
-        if before is None or before[:2] != (signature, reason):
+        if _is_news(watch, path, signature, reason, again=again):
             self.counts["refused files", "", ""] += 1
             log.warning("is not imported", sensor=watch.sensor.name, file=shown(path), reason=reason)
 
@@ -517,7 +515,9 @@ class Importer:
                     self.counts["deleted files", "", ""] += 1
                     log.debug("deleted", sensor=watch.sensor.name, file=shown(path))
         except (OSError, DamagedFile) as error:
-            self._refuse(watch, path, signature, f"cannot be deleted: {getattr(error, 'strerror', None) or error}", again=True)
+            reason = getattr(error, "strerror", None) or str(error)
+            if _is_news(watch, path, signature, reason, again=True):
+                log.warning("was imported and cannot be deleted", sensor=watch.sensor.name, file=shown(path), reason=reason)
 
 
 class Letters:
@@ -577,6 +577,13 @@ def _listed(directory: str, directories: list[str]) -> tuple[list[tuple[str, os.
     except OSError as error:
         why = f"{shown(directory)}: {error.strerror}"
     return files, why
+
+
+def _is_news(watch: Watch, path: str, signature: str, reason: str, *, again: bool) -> bool:
+    """Takes note of what is wrong with a file; whether that was not known before."""
+    before = watch.refused.get(path)
+    watch.refused[path] = Refused(signature, reason, time.monotonic() + AGAIN_S if again else inf)
+    return before is None or before[:2] != (signature, reason)
 
 
 def _is_refused(watch: Watch, path: str, signature: str, now: float) -> bool:

@@ -283,6 +283,20 @@ def test_a_file_that_may_not_be_read_is_said_once_and_keeps_no_other_back(collec
     assert [flow["meta"]["src_port"] for flow in run.flows(1)] == [1]
 
 
+def test_an_imported_file_that_may_not_be_deleted_is_said_once_as_what_it_is(collect: Collect, run: Importing) -> None:
+    put(collect, run, "nfcapd.202311142210", ipfix([Sent(src_port=1)]))
+    os.utime(run.captures / "nfcapd.202311142210", (1, 1))
+    run.settings(f'[[sensors]]\nname = "sensor"\ndirectory = "{run.captures}"\nmin_bytes = 0\nmin_file_age_s = 0\ndelete_after_days = 1\n')
+    run.captures.chmod(0o555)
+    run.start(before=["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else [])
+    run.flows(1)
+    time.sleep(1)  # It looks four times a second.
+    run.captures.chmod(0o755)
+    (line,) = run.said("was imported and cannot be deleted")
+    assert (line["file"], line["reason"]) == (str(run.captures / "nfcapd.202311142210"), "Permission denied")
+    assert not run.said("is not imported")
+
+
 def test_with_stages_in_the_chain_flows_pass_them(collect: Collect, run: Importing) -> None:
     run.settings(f'[[sensors]]\nname = "sensor"\ndirectory = "{run.captures}"\nmin_bytes = 0\nmin_file_age_s = 0\n')
     (run.conf / "20_add_id.toml").write_text("")
