@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,11 +150,14 @@ def files(sensor: str, directory: Path) -> Said:
         while waiting:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
+                    if entry.name.startswith((".", "nfcapd.current")):
+                        continue
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))
-                    elif not entry.name.startswith((".", "nfcapd.current")):
-                        number += 1
+                        continue
+                    with suppress(FileNotFoundError):  # A link to nothing, or deleted at this moment.
                         newest = max(newest, stamped(entry.name) or entry.stat().st_mtime)
+                        number += 1
     except OSError as error:
         return Said(BROKEN, f"{sensor}: {error.filename}: {error.strerror}: see to it, or correct the directory in the settings")
     if not number:

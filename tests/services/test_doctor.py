@@ -179,7 +179,12 @@ def test_files_that_stop_coming_and_a_directory_that_is_gone(site: Site) -> None
     old.write_bytes(b"x")
     assert site.says("files", "waiting", "does nfcapd run, and does the router send to it?") == 0
     old.unlink()
+    (site.captures / "link").symlink_to("nowhere")
+    (site.captures / ".snapshot").mkdir()
+    (site.captures / ".snapshot" / "nfcapd.202001010000").write_bytes(b"x")
     assert site.says("files", "waiting", "holds no file yet: does nfcapd write there?") == 0
+    shutil.rmtree(site.captures / ".snapshot")
+    (site.captures / "link").unlink()
     site.captures.rmdir()
     assert site.says("files", "broken", "No such file or directory: see to it, or correct the directory in the settings") == 1
     site.captures.mkdir()
