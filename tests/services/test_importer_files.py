@@ -339,6 +339,10 @@ def test_what_nfcapd_writes_at_the_moment_what_is_hidden_and_what_is_empty_is_pa
     for name in ("nfcapd.current", "nfcapd.current.4711", ".nfcapd.202311142210"):
         (site.captures / name).write_bytes(snapshots[0][0])
     (site.captures / "nothing").touch()
+    for directory in (tmp_path / "elsewhere", site.captures / ".snapshot"):
+        directory.mkdir()
+        (directory / "nfcapd.202311142215").write_bytes(snapshots[0][1])
+    (site.captures / "link").symlink_to(tmp_path / "elsewhere")
     shutil.move(collect(tmp_path / "empty", []), site.captures / "nfcapd.202311142220")
     (site.captures / "nfcapd.202311142225").write_bytes(struct.pack("<HHII", 0xA50C, 1, 0, 0) + bytes(264))
     with capture_logs() as logs:
