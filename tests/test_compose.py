@@ -195,6 +195,14 @@ def test_each_service_is_watched_bounded_and_comes_back(name: str) -> None:
     assert set(service["logging"]["options"]) == {"max-size", "max-file"}
 
 
+def test_make_up_waits_for_no_health_check_that_comes_late() -> None:
+    """The first one comes when an interval is over, and `up --wait` waits for it."""
+    [up] = re.findall(r"^SITE := (.*)$", (TOP / "Makefile").read_text("utf-8"), re.MULTILINE)
+    profiles = set(re.findall(r"--profile (\w+)", up))
+    started = [service for service in SERVICES.values() if not service.get("profiles") or profiles & {*service["profiles"]}]
+    assert {service["healthcheck"]["interval"] for service in started} <= {"15s", "30s"}
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_each_path_inside_a_service_is_the_one_that_its_variable_names(name: str) -> None:
     chain, state, others = CHAINS[name]
