@@ -41,7 +41,7 @@ def test_each_table_has_a_line(tmp_path: Path) -> None:
     assert told["GeoLite2-City.mmdb"][1] == time.strftime("%Y-%m-%d", time.gmtime(1795206204))
     assert told["CAIDA-org-lookup.csv"][:4] == ["caida", time.strftime("%Y-%m-%d", time.gmtime(ago)), "1.5", "days"]
     assert told["members"][-4:] == ["4", "entries", str(2 * len(member)), "bytes"]
-    assert told["communities.mmdb"] == ["no", "such", "table"]
+    assert told["communities.mmdb"] == ["no", "such", "table", "in", str(tables)]
     for file in (tables / "members").iterdir():
         file.unlink()
     os.utime(tables / "members", (ago, ago))
@@ -52,7 +52,7 @@ def test_each_table_has_a_line(tmp_path: Path) -> None:
 def test_tables_that_are_not_there_are_no_failure(tmp_path: Path) -> None:
     outcome = run("lookups", "info", lookups=tmp_path / "no")
     assert (outcome.code, outcome.err) == (0, "")
-    assert set(map(tuple, info(outcome.out).values())) == {("no", "such", "table")}
+    assert set(map(tuple, info(outcome.out).values())) == {("no", "such", "table", "in", str(tmp_path / "no"))}
 
 
 @pytest.mark.parametrize("built", [1, 2**63])

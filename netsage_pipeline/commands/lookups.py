@@ -110,7 +110,7 @@ def show_info() -> None:
     for name, kind in KNOWN:
         path = folders.tables() / name
         if not path.exists():
-            say(f"{name:<22} no such table")
+            say(f"{name:<22} no such table in {folders.tables()}")
             continue
         try:
             found = content(kind, path)
