@@ -178,6 +178,8 @@ def process(settings: Input, conf: Path) -> Said:
         if takers:
             whose = f"{takers} {_s('process takes', takers, 'processes take')} from its queue"
             return Said(FINE, f"{whose}; its directory is not of this machine or container")
+        if isinstance(error, PermissionError):
+            return Said(BROKEN, f"{settings.state}: {error.strerror}: ask as its user, or as root")
         return Said(BROKEN, f"not alive: {settings.state}: {error.strerror}: {start}")
     numbers = health.numbers
     counts = f"{numbers['in']:,} flows in, {numbers['out']:,} out" if numbers else "nothing counted yet"
@@ -252,6 +254,8 @@ def ledger(directory: Path) -> Said:
         changed = max((path.stat().st_mtime for path in found.values()), default=0.0)
         room = shutil.disk_usage(directory).free
         health = look(directory)
+    except PermissionError as error:
+        return Said(BROKEN, f"{directory}: {error.strerror}: ask as its user, or as root")
     except OSError as error:
         return Said(WAITING, f"{directory}: {error.strerror}: a worker makes it when it starts")
     if not found:

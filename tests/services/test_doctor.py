@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from netsage_pipeline import folders
-from tests.command import run_real, surroundings, tables_with
+from tests.command import COMMAND, run_real, surroundings, tables_with
 from tests.services.conftest import absent
 from tests.services.elastic import Node
 from tests.services.load import Limited, Piped
@@ -195,6 +196,23 @@ def test_an_importer_that_was_killed(site: Site) -> None:
     site.importers[-1].kill()
     assert site.says("importer", "broken", "not alive: start it: netsage-pipeline run --conf ") == 1
     site.start_importer()
+
+
+def test_states_that_it_may_not_look_into(site: Site) -> None:
+    states = {"importer": site.import_state, "ledger": site.working.ledger}
+    for state in states.values():
+        state.chmod(0)
+    try:
+        before = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+        around = surroundings(site.lookups, **site.environment)
+        said = subprocess.run(
+            [*before, str(COMMAND), "doctor"], env=around, capture_output=True, text=True, check=False
+        ).stdout.splitlines()
+    finally:
+        for state in states.values():
+            state.chmod(0o700)
+    for hop, state in states.items():
+        assert f"{hop:<13} broken   {state}: Permission denied: ask as its user, or as root" in said
 
 
 def test_a_worker_that_was_killed_and_the_queue_before_it(site: Site) -> None:
