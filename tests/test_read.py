@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import zstandard
 
 from netsage_pipeline.reading import read
 from netsage_pipeline.reading.read import Dump, DumpError, captured, find, messages
-from tests.command import lines, written
+from tests.command import COMMAND, Outcome, lines, surroundings, written
 from tests.flows import NOW, flow
 
 zstd = zstandard.ZstdCompressor().compress
@@ -211,6 +212,18 @@ def test_a_directory_gives_the_files_that_begin_like_flows(tmp_path: Path) -> No
     told: list[str] = []
     assert sorted(names([tmp_path], told)) == ["a.json", "b.gz", "c.zst", "d.log", "truncated.gz"]
     assert told == [f"{tmp_path}: 2 of its 11 files hold no flows and are passed over, the first is {tmp_path}/notes.gz"]
+
+
+def test_a_hidden_directory_is_passed_over_and_one_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+    for name in (".snapshot/hourly", "open", "secret"):
+        written(tmp_path / name / "a.ndjson", flow())
+    (tmp_path / "secret").chmod(0)
+    before = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    done = subprocess.run([*before, COMMAND, "replay", tmp_path, "--to", "-"], env=surroundings(), capture_output=True, check=False)
+    (tmp_path / "secret").chmod(0o700)
+    outcome = Outcome(done.returncode, done.stdout, done.stderr.decode())
+    assert outcome.summary["read"] == 1
+    assert f"{tmp_path}/secret: cannot be read: Permission denied" in outcome.said
 
 
 def test_a_directory_without_flows_is_told_and_the_others_are_read(tmp_path: Path) -> None:

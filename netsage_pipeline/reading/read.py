@@ -10,6 +10,7 @@ from __future__ import annotations
 import calendar
 import contextlib
 import json
+import os
 import re
 import sys
 import time
@@ -101,7 +102,7 @@ def find(paths: list[str], tell: Callable[[str], None]) -> list[Dump]:
 
 def _below(path: Path, tell: Callable[[str], None]) -> list[Dump]:
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        files = _files(path, tell)
         found = [file for file in files if _holds_flows(file, tell)]
         passed_over = set(files).difference(found)
         if not found:
@@ -116,6 +117,15 @@ def _below(path: Path, tell: Callable[[str], None]) -> list[Dump]:
     if not path.is_file():  # A pipe can be read only once, so nothing is looked at beforehand.
         return [Dump(path, float("inf"), 0)]
     return [] if nfdump.is_nfcapd(path) and nfdump.is_empty(path) else [_dump(path)]
+
+
+def _files(directory: Path, tell: Callable[[str], None]) -> list[Path]:
+    """All below a directory. A hidden one may hold copies of what is beside it, such as the .snapshot of a file server."""
+    found: list[Path] = []
+    for below, directories, names in os.walk(directory, onerror=lambda error: tell(f"{error.filename}: cannot be read: {error.strerror}")):
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        found += [Path(below, name) for name in names]
+    return sorted(file for file in found if file.is_file())
 
 
 def messages(dump: Dump, rows: nfdump.Rows | None, counts: Counter[str], advance: Callable[[int], object] = abs) -> Iterator[Message]:
