@@ -31,7 +31,7 @@ from netsage_pipeline.monitoring.health import look
 from netsage_pipeline.monitoring.metrics import made_at
 from netsage_pipeline.rabbitmq.brokers import Broker, connected, servers
 from netsage_pipeline.rabbitmq.brokers import reason_of as reason_of_broker
-from netsage_pipeline.reading.read import stamped
+from netsage_pipeline.reading.read import PASSED_OVER, stamped
 from netsage_pipeline.statedir import StateError
 from netsage_pipeline.tables.tables import Tables
 from netsage_pipeline.times import day_of
@@ -150,7 +150,7 @@ def files(sensor: str, directory: Path) -> Said:
         while waiting:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
-                    if entry.name.startswith((".", "nfcapd.current")):
+                    if entry.name.startswith(PASSED_OVER):
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))

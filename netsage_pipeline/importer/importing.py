@@ -29,7 +29,7 @@ from netsage_pipeline.flow import Delivery
 from netsage_pipeline.importer.imported import Imported, Part
 from netsage_pipeline.importer.nffile import Blocks, DamagedFile, blocks_of, copy_part, digests, ends_of
 from netsage_pipeline.reading.nfdump import NfdumpError, Reading, Rows, is_nfcapd, state_of, usable_version
-from netsage_pipeline.reading.read import stamped
+from netsage_pipeline.reading.read import PASSED_OVER, stamped
 from netsage_pipeline.statedir import NoRoom
 from netsage_pipeline.waits import Wait
 
@@ -562,7 +562,7 @@ def _listed(directory: str, directories: list[str]) -> tuple[list[tuple[str, os.
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
-                if entry.name.startswith((".", "nfcapd.current")):
+                if entry.name.startswith(PASSED_OVER):
                     continue
                 try:
                     status = entry.stat()

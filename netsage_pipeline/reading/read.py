@@ -34,6 +34,9 @@ from netsage_pipeline.times import iso
 
 log = structlog.get_logger(__name__)
 
+#: How names begin that are left out of a directory: hidden ones, what nfcapd is writing, and what a disk has at its top for root alone.
+PASSED_OVER = (".", "nfcapd.current", "lost+found")
+
 _CHUNK = 1 << 20
 
 #: A JSON document over many lines is read whole; larger files are taken as NDJSON.
@@ -123,7 +126,7 @@ def _files(directory: Path, tell: Callable[[str], None]) -> list[Path]:
     """All below a directory. A hidden one may hold copies of what is beside it, such as the .snapshot of a file server."""
     found: list[Path] = []
     for below, directories, names in os.walk(directory, onerror=lambda error: tell(f"{error.filename}: cannot be read: {error.strerror}")):
-        directories[:] = [name for name in directories if not name.startswith(".")]
+        directories[:] = [name for name in directories if not name.startswith(PASSED_OVER)]
         found += [Path(below, name) for name in names]
     return sorted(file for file in found if file.is_file())
 
@@ -230,7 +233,7 @@ def _start(body: bytes) -> float | None:
 
 
 def _holds_flows(path: Path, tell: Callable[[str], None]) -> bool:
-    if path.name.startswith((".", "nfcapd.current")):
+    if path.name.startswith(PASSED_OVER):
         return False
     try:
         if nfdump.is_nfcapd(path):
@@ -259,7 +262,7 @@ def _first_line(path: Path) -> bytes:
 
 def _is_known_to_be_empty(path: Path) -> bool:
     """Hidden files, the file that nfcapd writes at the moment, and files without a record: nobody expects flows of them."""
-    if path.name.startswith((".", "nfcapd.current")) or not path.stat().st_size:
+    if path.name.startswith(PASSED_OVER) or not path.stat().st_size:
         return True
     return nfdump.is_nfcapd(path) and nfdump.is_empty(path)
 

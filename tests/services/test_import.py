@@ -283,6 +283,21 @@ def test_a_file_that_may_not_be_read_is_said_once_and_keeps_no_other_back(collec
     assert [flow["meta"]["src_port"] for flow in run.flows(1)] == [1]
 
 
+def test_a_directory_that_may_not_be_read_is_waited_for_but_for_that_of_the_disk_itself(collect: Collect, run: Importing) -> None:
+    for name in ("lost+found", "secret"):
+        (run.captures / name).mkdir()
+        (run.captures / name).chmod(0)
+    put(collect, run, "nfcapd.202311142210", ipfix([Sent(src_port=1)]))
+    run.settings(f'[[sensors]]\nname = "sensor"\ndirectory = "{run.captures}"\nmin_bytes = 0\nmin_file_age_s = 0\n')
+    run.start(before=["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else [])
+    run.flows(1)
+    (run.captures / "secret").chmod(0o755)
+    wait_for(lambda: bool(run.said("goes on")), 30)
+    (run.captures / "lost+found").chmod(0o755)
+    (line,) = run.said("waits for the files of sensor sensor")
+    assert line["reason"] == f"{run.captures}/secret: Permission denied"
+
+
 def test_an_imported_file_that_may_not_be_deleted_is_said_once_as_what_it_is(collect: Collect, run: Importing) -> None:
     put(collect, run, "nfcapd.202311142210", ipfix([Sent(src_port=1)]))
     os.utime(run.captures / "nfcapd.202311142210", (1, 1))
