@@ -62,6 +62,27 @@ NETFLOW = {
     "dst_as": 36375,
 }
 
+#: As the module renames what the codec gave, when the exporter told ports of UDP by numbers of their own.
+MODULE = {
+    "version": "Netflow v9",
+    "src_addr": "128.101.1.1",
+    "dst_addr": "141.211.2.2",
+    "src_port": 50000,
+    "udp_dst_port": 443,
+    "input_snmp": 11,
+    "packets": 10,
+    "bytes": 1000,
+    "first_switched": "2023-11-14T22:13:20.123Z",
+    "last_switched": "2023-11-14T22:13:23.456Z",
+    "protocol": 6,
+    "protocol_name": "TCP",
+    "src_port_name": "TCP/50000",
+    "src_as": 217,
+    "dst_as": 36375,
+    "direction": "ingress",
+    "flow_locality": "public",
+}
+
 IPFIX = {
     "version": 10,
     "sourceIPv4Address": "128.101.1.1",
@@ -157,7 +178,7 @@ def test_a_line_of_csv_is_the_same_flow() -> None:
     assert flow_of(record.fields, pmacct.NAMES, Rows("file")) == flow("border-1")
 
 
-@pytest.mark.parametrize("fields", [NETFLOW, IPFIX, FIREWALL])
+@pytest.mark.parametrize("fields", [NETFLOW, MODULE, IPFIX, FIREWALL])
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_document_of_the_netflow_module_is_the_same_flow(fields: dict[str, Any], flat: bool) -> None:
     document = {f"netflow.{name}": value for name, value in fields.items()} if flat else {"netflow": fields}

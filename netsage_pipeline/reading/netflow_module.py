@@ -1,5 +1,6 @@
-"""What Logstash's netflow module, and its codec before, wrote into Elasticsearch, as flows: NetFlow v5 and v9 by one set of names, IPFIX by
-its own, and firewalls (Cisco ASA) by names for both directions. Source: the codec's netflow.yaml and ipfix.yaml.
+"""What Logstash's netflow module, and its codec before, wrote into Elasticsearch, as flows: NetFlow v5 and v9 by one set of names of the
+codec and another one of the module, which leaves udp_dst_port as it is, IPFIX by its own, and firewalls (Cisco ASA) by names for both
+directions. Source: the codec's netflow.yaml and ipfix.yaml, the module's netflow.conf.erb.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from netsage_pipeline.reading.foreign import Names
 NAMES = Names(
     src_ip=("ipv4_src_addr", "ipv6_src_addr", "sourceIPv4Address", "sourceIPv6Address", "src_addr"),
     dst_ip=("ipv4_dst_addr", "ipv6_dst_addr", "destinationIPv4Address", "destinationIPv6Address", "dst_addr"),
-    src_port=("l4_src_port", "sourceTransportPort", "src_port"),
-    dst_port=("l4_dst_port", "destinationTransportPort", "dst_port"),
+    src_port=("l4_src_port", "sourceTransportPort", "src_port", "tcp_src_port", "udp_src_port"),
+    dst_port=("l4_dst_port", "destinationTransportPort", "dst_port", "tcp_dst_port", "udp_dst_port"),
     src_asn=("src_as", "bgpSourceAsNumber"),
     dst_asn=("dst_as", "bgpDestinationAsNumber"),
     src_ifindex=("input_snmp", "ingressInterface"),
