@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import click
 
 from netsage_pipeline import __version__
@@ -59,6 +63,8 @@ written, 2 something is wrong with the settings, 130 interrupted.
 @click.version_option(__version__)
 def main() -> None:
     """Flow records in, stitched and enriched flows without personal addresses out."""
+    if sys.stdin is None:  # Whoever started it closed it. It is empty then.
+        sys.stdin = Path(os.devnull).open("r", encoding="utf-8")  # noqa: SIM115
 
 
 for command in (

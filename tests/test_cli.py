@@ -74,6 +74,12 @@ def test_every_kind_of_file_gives_the_same_flows(tmp_path: Path, content: bytes)
     assert run("replay", "-", *FIXED, stdin=content).out == expected
 
 
+def test_a_standard_input_that_is_closed_is_an_empty_one() -> None:
+    command = ["sh", "-c", f"{COMMAND} replay - --to - <&-"]
+    done = subprocess.run(command, capture_output=True, text=True, env=surroundings(), check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "nothing could be read")
+
+
 def test_standard_input_and_output_of_the_real_command() -> None:
     outcome = run_real("replay", "-", "--to", "-", *FIXED, stdin=gzip.compress(lines(SOME)))
     assert sorted(ports(outcome.flows)) == [1, 2, 3]
