@@ -283,6 +283,7 @@ SEEN = ("border-1", "2023-11-14T22:13:20.123Z", "2023-11-14T22:13:23.456Z", 8000
         CSV,
         CSV.replace(b",", b";"),
         CSV.replace(b",", b"\t"),
+        CSV.replace(b",PACKETS", b",dscp,PACKETS").replace(b",10,1000", b",46,10,1000"),
         b"--START (19286)--\n" + CSV + b"--END (19286)--\n",
         gzip.compress(CSV),
         json.dumps({"_index": "netflow", "_id": "1", "_source": RECORD}).encode(),
