@@ -178,6 +178,14 @@ def test_a_line_of_csv_is_the_same_flow() -> None:
     assert flow_of(record.fields, pmacct.NAMES, Rows("file")) == flow("border-1")
 
 
+@pytest.mark.parametrize(("src", "dst"), [("net_src", "net_dst"), ("src_net", "dst_net")])
+def test_a_record_that_names_networks_is_a_flow_between_them(src: str, dst: str) -> None:
+    """src_net and dst_net in aggregate, JSON and CSV."""
+    record = {name: value for name, value in RECORD.items() if not name.startswith("ip_")} | {src: "128.101.1.0", dst: "141.211.2.0"}
+    meta = flow_of(record, pmacct.NAMES, Rows("file"))["meta"]
+    assert (meta["src_ip"], meta["dst_ip"]) == ("128.101.1.0", "141.211.2.0")
+
+
 @pytest.mark.parametrize("fields", [NETFLOW, MODULE, IPFIX, FIREWALL])
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_document_of_the_netflow_module_is_the_same_flow(fields: dict[str, Any], flat: bool) -> None:

@@ -17,8 +17,8 @@ from netsage_pipeline.reading.foreign import Names
 
 #: Which field of a flow is in which field of a record; the first one that it has counts.
 NAMES = Names(
-    src_ip=("ip_src", "src_ip"),
-    dst_ip=("ip_dst", "dst_ip"),
+    src_ip=("ip_src", "src_ip", "net_src", "src_net"),
+    dst_ip=("ip_dst", "dst_ip", "net_dst", "dst_net"),
     src_port=("port_src", "src_port"),
     dst_port=("port_dst", "dst_port"),
     src_asn=("as_src", "src_as"),
