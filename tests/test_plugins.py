@@ -244,6 +244,12 @@ def test_a_file_of_the_plugin_that_is_missing_is_told(tmp_path: Path) -> None:
     assert (outcome.code, outcome.err) == (1, f"{tmp_path}/none: cannot be read: No such file or directory\n")
 
 
+def test_an_input_that_is_empty_is_told(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text('index = "a"', "utf-8")
+    outcome = run("pmacct", "p", "--conf", tmp_path, "--input", "")
+    assert (outcome.code, outcome.err) == (2, "--input: is empty: is a variable empty?\n")
+
+
 def test_the_file_of_dead_letters_is_not_read_while_it_is_written(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(f'index = "a"\ninput_file = "{tmp_path}/in"\n', "utf-8")
     letters = tmp_path / "in.dead-letters.ndjson"

@@ -87,6 +87,8 @@ def pmacct_records(plugin: str, file: Path | None, conf: Path, given: str | None
 
 def _source(given: str | None, settings: Plugin) -> Path | None:
     """The file to be read; None for standard input."""
+    if given == "":
+        raise SettingsError(["--input: is empty: is a variable empty?"])
     path = Path(given) if given else settings.input_file
     if path is not None and str(path) != "-":
         return path
