@@ -244,6 +244,12 @@ def test_a_file_of_the_plugin_that_is_missing_is_told(tmp_path: Path) -> None:
     assert (outcome.code, outcome.err) == (1, f"{tmp_path}/none: cannot be read: No such file or directory\n")
 
 
+def test_a_path_that_is_empty_is_not_set(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text('index = "a"\ninput_file = ""\ntemplate = ""\ndead_letters = "${NOT_SET:-}"\n', "utf-8")
+    plugin = plugins.read("p", tmp_path)[0]
+    assert (plugin.input_file, plugin.template, plugin.dead_letters) == (None, None, None)
+
+
 def test_an_input_that_is_empty_is_told(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text('index = "a"', "utf-8")
     outcome = run("pmacct", "p", "--conf", tmp_path, "--input", "")

@@ -45,6 +45,11 @@ class Plugin(Cluster):
             raise ValueError("begins with a date, so its index template would be for all indices: begin with a word, as netflow-%Y-%m-%d")
         return index
 
+    @field_validator("input_file", "template", "dead_letters", mode="before")
+    @classmethod
+    def _or_none(cls, path: Any) -> Any:
+        return path or None
+
     @property
     def pattern(self) -> str:
         """The index pattern of all indices that it names."""
