@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -17,6 +18,7 @@ from netsage_pipeline.config import described, read, settings_of
 from netsage_pipeline.documents import document_id, written
 from netsage_pipeline.outputs import posts
 from netsage_pipeline.outputs.batches import Batches, encoded
+from netsage_pipeline.outputs.kafka import KafkaSink
 from tests.certificates import certificates
 from tests.command import conf_with, run
 from tests.conftest import load_stage
@@ -165,3 +167,19 @@ def test_retry_after_is_read(said: str, seconds: float) -> None:
 def test_retry_after_may_be_a_date() -> None:
     assert 25 < posts._seconds_of(formatdate(time.time() + 30, usegmt=True)) <= 30
     assert posts._seconds_of(formatdate(time.time() - 30, usegmt=True)) == 0
+
+
+def test_kafka_is_interrupted_like_everything_else() -> None:
+    """Signals that come at any time while the client tells that no broker is there."""
+    there = {"bootstrap.servers": "127.0.0.1:9", "reconnect.backoff.ms": 5, "reconnect.backoff.max.ms": 5}
+    sink = KafkaSink(there, "netsage", 1)
+    sink.write(0, [{"meta": {"id": "a"}}])
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for number in range(30):
+            signal.setitimer(signal.ITIMER_REAL, 0.02 + number / 1_000)
+            with pytest.raises(KeyboardInterrupt):
+                sink.stored(10)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        sink.close()

@@ -159,6 +159,8 @@ class KafkaSink:
             producer.poll(seconds)
         except KafkaException as error:
             self._give_up(error.args[0])
+        except SystemError:  # The client sometimes loses the exception of a signal.
+            raise KeyboardInterrupt from None
 
     def _hand_over(self) -> None:
         """Gives the client what is there, as much as it takes; what Kafka gave back goes first, after a while, so that order is kept."""
