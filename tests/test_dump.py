@@ -7,8 +7,10 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -223,6 +225,29 @@ def test_a_server_that_is_away_for_a_moment_is_asked_again(tmp_path: Path, monke
     server.fails = {1: api_error(429), 3: NotConnected("lost"), 4: api_error(503), 6: api_error(502)}
     assert dump(server, WANTED, part(tmp_path / "file")).records == 499
     assert (tmp_path / "file").read_bytes() == expected(documents)
+
+
+def test_a_signal_leaves_no_lock_of_the_client_taken(tmp_path: Path) -> None:
+    """Else the request that closes the point in time would wait for ever, with signals held back."""
+    server: Any = Server([document(n, str(n)) for n in range(1, 500)])
+    answers, closes, lock = server.search, server.close_point_in_time, threading.Lock()
+
+    def interrupted(**request: Any) -> Any:
+        lock.acquire()  # As the client does for its list of nodes, in Python code, with nothing that releases it here.
+        if server.requests == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        lock.release()
+        return answers(**request)
+
+    def close(**known_as: Any) -> None:
+        assert lock.acquire(timeout=5)
+        closes(**known_as)
+
+    server.search, server.close_point_in_time = interrupted, close
+    with pytest.raises(KeyboardInterrupt):
+        dump(server, WANTED, part(tmp_path / "file"))
+    assert not any(server.open.values())
 
 
 def test_an_index_whose_field_of_that_name_is_no_copy_of_the_id_is_sorted_here(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ import json
 import re
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -29,6 +32,9 @@ PAGE_RECORDS, PAGE_BYTES = 5_000, 8_000_000
 
 #: Seconds after which a server that has gone away is given up.
 PATIENCE_S = 30.0
+
+#: Signals that end a dump.
+STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 #: Statuses that may pass: too many requests, a node or shards that are not there.
 _PASSING = (429, 502, 503, 504)
@@ -270,9 +276,8 @@ class PointInTime:
         wait = 0.5
         while True:
             try:
-                answer = self.server.search(
-                    pit={"id": self.known_as, "keep_alive": KEEP_ALIVE}, size=size, allow_partial_search_results=False, **request
-                )
+                pit = {"id": self.known_as, "keep_alive": KEEP_ALIVE}
+                answer = _answered(partial(self.server.search, pit=pit, size=size, allow_partial_search_results=False, **request))
             except (ApiError, TransportError) as error:
                 failed = failed or time.monotonic()
                 if not _may_pass(error) or time.monotonic() - failed > PATIENCE_S:
@@ -323,11 +328,29 @@ def _refused(error: ApiError) -> str:
     return ": ".join(reasons)
 
 
+def _answered(ask: Callable[[], Any]) -> Any:
+    """What a request gives. It is made by a thread of its own, because a signal that interrupts the client may leave one of its locks
+    taken for ever, and the request that closes the point in time would wait for it."""
+    answer: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:
+            answer.set_exception(error)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # The thread has the mask of its maker.
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return answer.result()
+
+
 @contextlib.contextmanager
 def point_in_time(server: Elasticsearch, index: str) -> Iterator[PointInTime]:
     """Opens a point in time, and closes it whatever happens: signals wait while it is being opened and closed."""
-    stops = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         try:
             opened = server.options(request_timeout=20).open_point_in_time(index=index, keep_alive=KEEP_ALIVE)
@@ -338,7 +361,7 @@ def point_in_time(server: Elasticsearch, index: str) -> Iterator[PointInTime]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             yield pit
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
             with contextlib.suppress(ApiError, TransportError):  # It ends by itself after KEEP_ALIVE.
                 server.options(request_timeout=10).close_point_in_time(id=pit.known_as)
     finally:
