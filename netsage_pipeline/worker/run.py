@@ -54,6 +54,9 @@ CLOCK_S = 10
 TABLES_S = 10
 PROGRESS_S = 60
 
+#: Seconds that the arrival clock goes with this machine's in a turn at most. One that takes longer was frozen, or the disk stuck.
+TURN_S = 1
+
 #: Seconds by which this machine's time differs from what has passed when somebody has set it.
 SET_S = 1
 
@@ -212,7 +215,7 @@ class Worker:
         if self._source.connected:
             self._worked += min(passed, PAUSE_S)
         if (self._source.caught_up or (self._source.connected and not self._gone)) and not self._is_full():
-            self._arrival += passed
+            self._arrival += min(passed, TURN_S)
         self._go_on()
 
     def _go_on(self) -> None:

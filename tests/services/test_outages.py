@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -271,6 +272,24 @@ def test_what_all_finishes_at_once_is_owed_some_thousands_of_flows_at_a_time(bro
     assert 5_000 <= most <= 2_000 + 5_000
     run.stop()
     assert {each.number for each in documents(run.flows())} == set(range(flows))
+
+
+def test_a_worker_that_was_frozen_for_longer_than_the_timeout_splits_no_flow(piped: Made) -> None:
+    run = piped("run", NETSAGE_INACTIVITY_TIMEOUT_S="8")
+    worker = run.begin().works()
+    now = int(time.time() * 1000)
+    ids = range(800)
+    run.put(message_of(Part(number, now, now + number, 5, 1) for number in ids))
+    run.until(lambda state: len(state.held) == len(ids))
+    time.sleep(2)  # It has caught up, and knows no better until it goes on.
+    os.kill(worker.pid, signal.SIGSTOP)
+    run.put(*(message_of([Part(number, now + 1, now + 1 + number, 5, 1)]) for number in ids))
+    time.sleep(10)
+    os.kill(worker.pid, signal.SIGCONT)
+    run.until(lambda state: state.keys == 1 + len(ids))
+    run.stop()
+    run.drain()
+    assert [each.parts for each in documents(run.flows())] == [2] * len(ids)
 
 
 @pytest.mark.parametrize("restarted", [False, True])
