@@ -40,6 +40,9 @@ UNWANTED = 10.0
 #: Seconds after which a consumer asks how many messages are left though it has enough of them.
 ASKED_S = 5.0
 
+#: Seconds without an answer after which nobody knows what is in the queue: a link that is silent is lost only when heartbeats were missed.
+ANSWERED_S = 2.0
+
 #: What a message is acknowledged by: its channel and its number there.
 Receipt = tuple[Any, int]
 
@@ -131,8 +134,10 @@ class Consumer(Link):
 
     @property
     def caught_up(self) -> bool:
-        """Whether nothing was delivered for a second and the queue was empty when it was last asked, after that."""
-        return self.connected and self._empty and not self._buffer and time.monotonic() - self._last_delivery >= 1.0
+        """Whether nothing was delivered for a second, and the queue was empty when it was last asked, after that, and goes on answering."""
+        now = time.monotonic()
+        answered = self._answers or now - self._asked < ANSWERED_S
+        return self.connected and self._empty and answered and not self._buffer and now - self._last_delivery >= 1.0
 
     @property
     def _full(self) -> bool:

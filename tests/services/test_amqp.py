@@ -368,6 +368,16 @@ def test_a_consumer_that_is_cut_off_has_not_caught_up(proxy: Proxy, link: Links,
     assert not consumer.caught_up
 
 
+def test_a_consumer_that_gets_no_answer_has_not_caught_up(proxy: Proxy, link: Links, queue: str) -> None:
+    consumer = link(Consumer, proxy.url, queue)
+    wait_for(lambda: consumer.caught_up, doing=lambda: consumer.receive(0.1))
+    proxy.silent = True
+    wait_for(lambda: not consumer.caught_up, 5, lambda: consumer.receive(0.1))
+    assert consumer.connected  # Its heartbeats were not missed yet.
+    proxy.silent = False
+    wait_for(lambda: consumer.caught_up, doing=lambda: consumer.receive(0.1))
+
+
 # What is there and what is not
 
 
