@@ -67,7 +67,7 @@ def list_letters(conf: Path | None, stage: str | None, reason: str | None) -> No
 @stage_option
 @reason_option
 @id_option
-@click.option("--most", default=10, show_default=True, help="So many at most")
+@click.option("--most", type=click.IntRange(1), default=10, show_default=True, help="So many at most")
 def show_letters(conf: Path | None, stage: str | None, reason: str | None, letter_id: str | None, most: int) -> None:
     """Show dead letters, one JSON object a line. They stay in their queue."""
     with _queue(conf) as (channel, config):
