@@ -336,6 +336,14 @@ def test_with_changes_a_connection_comes_when_it_is_opened_and_when_it_is_closed
     assert told == [("found", first), ("opened", second), ("closed", second)]
 
 
+def test_a_file_of_somebody_else_among_the_snapshots_is_left_alone(state: Path, server: socket.socket) -> None:
+    written(state / "taken" / "copy-of-000000000007.ndjson", b"[]")
+    with client("tcp", "127.0.0.1", server.getsockname()[1]) as (_, local):
+        taken = received(source_of(state))
+    assert local in [each["localport"] for each in records_of(taken)]
+    assert (state / "taken" / "copy-of-000000000007.ndjson").exists()
+
+
 def test_nothing_of_a_snapshot_is_forgotten_before_all_of_it_is_stored(
     state: Path, server: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ class ConnectionsSource:
         if not (PROC / "net" / "tcp").exists():
             raise SettingsError([f"{PROC}/net/tcp: is not there: the probe needs Linux with /proc"])
         self._host = socket.gethostname()
-        self._kept = deque(sorted(self._directory.glob("*.ndjson")))  # and not delivered yet
+        self._kept = deque(sorted(self._directory.glob(f"{'[0-9]' * 12}.ndjson")))  # and not delivered yet
         self._number = int(self._kept[-1].stem) if self._kept else 0
         self._waiting: deque[bytes] = deque()  # messages of the file that is being delivered
         self._delivered = 0
