@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+import socketserver
+import threading
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -13,6 +15,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from netsage_pipeline.config import described, read, settings_of
 from netsage_pipeline.documents import document_id, written
@@ -183,3 +186,26 @@ def test_kafka_is_interrupted_like_everything_else() -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
         sink.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer", "reason"),
+    [
+        ({}, b"HTTP/1.1 400 Bad Request\r\n\r\n", "what answers there is no Kafka: correct brokers"),
+        ({"security.protocol": "SSL"}, b"", "there is no connection: see that a broker runs, and brokers and tls"),
+    ],
+)
+def test_where_no_kafka_answers_it_says_what_to_look_at(settings: dict[str, Any], answer: bytes, reason: str) -> None:
+    class Other(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(100)
+            self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Other) as server, capture_logs() as said:
+        threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+        sink = KafkaSink({"bootstrap.servers": f"127.0.0.1:{server.server_address[1]}", **settings}, "netsage", 1)
+        sink.write(0, [{"meta": {"id": "a"}}])
+        sink.stored(4)
+        sink.close()
+        server.shutdown()
+    assert [line.get("reason") for line in said] == [reason]

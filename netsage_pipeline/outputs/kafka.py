@@ -46,8 +46,9 @@ _OF_THE_MESSAGE = {
 #: Why nothing is confirmed, where Kafka's own words do not say what to do.
 _PERMISSION = "this user may not write to the topic: give it the permission to (Write)"
 _REASONS = {
-    KafkaError._ALL_BROKERS_DOWN: "no broker can be reached",
-    KafkaError._TRANSPORT: "there is no connection",
+    KafkaError._ALL_BROKERS_DOWN: "no broker can be reached: see that one runs, and brokers and tls",
+    KafkaError._TRANSPORT: "there is no connection: see that a broker runs, and brokers and tls",
+    KafkaError._BAD_MSG: "what answers there is no Kafka: correct brokers",
     KafkaError._RESOLVE: "the name of a broker is not known: correct brokers, or see to DNS",
     KafkaError._TIMED_OUT: "it does not answer",
     KafkaError._TIMED_OUT_QUEUE: "it does not answer",
