@@ -263,9 +263,14 @@ class Run:
         """No fault at all: it is told to stop and started again."""
         for _ in range(3):
             process = self._start("run")
+            self._until_at_work(process)
             assert process.lasts(self._random.uniform(2, 4)), f"a worker ended with {process.code}:\n{process.said}"
             assert process.stop() == 0, process.said
             self._publisher.period += 1
+
+    def _until_at_work(self, process: Process) -> None:
+        """Before, the signal that tells it to stop just ends it."""
+        rabbitmq.wait_for(lambda: process.has_worked or not process.lasts(0.01))
 
     # The end.
 
