@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from netsage_pipeline.certificates import CaFile
 from netsage_pipeline.config import Output
@@ -46,12 +46,15 @@ class Config(Output):
 
     @field_validator("headers")
     @classmethod
-    def _are_headers(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    def _are_headers(cls, headers: dict[str, SecretStr], info: ValidationInfo) -> dict[str, SecretStr]:
+        token = info.data.get("token")
         for name, value in headers.items():
             if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
                 raise ValueError("one has a name that no header can have")
             if name.lower() in ("content-type", "content-length", "transfer-encoding", "host", "idempotency-key"):
                 raise ValueError(f"{name} is ours: leave it out")
+            if name.lower() == "authorization" and token is not None and token.get_secret_value():
+                raise ValueError(f"{name} and a token: set one of them")
             if not re.fullmatch(r"[\x20-\x7e]*", value.get_secret_value()):
                 raise ValueError(f"{name} holds what no header can: printable ASCII characters only")
         return headers

@@ -71,6 +71,11 @@ def settings(tmp_path: Path, name: str, text: str) -> tuple[Any, list[str]]:
         ("http", 'url = "https://host/"\ntoken = "s3cret\\n"', "token: that value: holds what no header can: write the token alone"),
         ("http", 'url = "https://host/"\nheaders = { "a b" = "s3cret" }', "headers: that value: one has a name that no header can have"),
         ("http", 'url = "https://host/"\nheaders = { Host = "s3cret" }', "headers: that value: Host is ours: leave it out"),
+        (
+            "http",
+            'url = "https://host/"\ntoken = "s3cret"\nheaders = { authorization = "s3cret" }',
+            "headers: that value: authorization and a token: set one of them",
+        ),
         ("http", 'url = "https://host/"\nheaders = { X = 3 }', 'headers.X: that value is not a text: put it into "quotes"'),
         (
             "http",
