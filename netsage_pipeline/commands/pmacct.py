@@ -78,10 +78,9 @@ def pmacct_records(plugin: str, file: Path | None, conf: Path, given: str | None
             for each in files:
                 each.file.close()
             kept = _close(indexing)
-    summary = indexing.summary
-    for line in summary.told(name, letters if kept else None):
-        tell(line)
-    if summary.put_aside or not kept or any(each.rewritten for each in files):
+            for line in indexing.summary.told(name, letters if kept else None):
+                tell(line)
+    if indexing.summary.put_aside or not kept or any(each.rewritten for each in files):
         sys.exit(NOTHING_READ)
 
 

@@ -449,6 +449,29 @@ def test_who_is_told_to_stop_before_the_server_answered_keeps_what_it_is_given(i
     assert len(letters.read_bytes().splitlines()) == 1
 
 
+def test_who_is_told_to_stop_twice_says_what_it_keeps(indices: Indices, tmp_path: Path) -> None:
+    """It waits for more of standard input, which does not come."""
+    letters = tmp_path / "letters"
+    indices.plugin("p", dead_letters=letters)
+    command: list[str | Path] = [COMMAND, "pmacct", "p", "--conf", indices.conf]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings()) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(json.dumps(RECORD).encode() + b"\n")
+        process.stdin.flush()
+        assert b"installed" in process.stderr.readline()
+        for _ in range(2):
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(3)
+            process.terminate()
+        assert process.wait(20) == 130
+        told = process.stderr.read().decode().splitlines()
+    assert told == [
+        "standard input: 1 records read, 0 written",
+        f"standard input: 1 not written: kept in {letters}: move it away and give it in again with --input",
+    ]
+
+
 def test_a_server_that_is_not_there_is_one_clear_line(indices: Indices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugin_templates, "PATIENCE_S", 0.0)
     source = written(tmp_path / "in", RECORD)
