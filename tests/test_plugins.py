@@ -223,8 +223,9 @@ def test_templates_of_older_servers_are_put_right(tmp_path: Path, given: dict[st
     assert plugin_templates.name_of(plugin) == "pmacct-flows-in"
 
 
-def test_a_template_of_todays_form_stays_as_it_is(tmp_path: Path) -> None:
-    given = {"index_patterns": ["x-*"], "template": {"settings": {"number_of_shards": 3}}, "priority": 7}
+@pytest.mark.parametrize("made_of", [{"template": {"settings": {"number_of_shards": 3}}}, {"composed_of": ["mine"]}])
+def test_a_template_of_todays_form_stays_as_it_is(tmp_path: Path, made_of: dict[str, Any]) -> None:
+    given = {"index_patterns": ["x-*"], "priority": 7, **made_of}
     (tmp_path / "template.json").write_text(json.dumps(given), "utf-8")
     plugin = plugins.Plugin(index="x-%Y", template=Path("template.json"))
     assert plugin_templates.template_of(plugin, tmp_path / "a.toml") == given

@@ -43,11 +43,12 @@ class NotInstalled(Exception):
 def template_of(plugin: Plugin, file: Path) -> dict[str, Any]:
     """The body of PUT _index_template. SettingsError if the plugin's template cannot be read.
 
-    A file holds that body (index_patterns, template), or what creates an index (settings, mappings), as with pmacct-to-elasticsearch; for
-    Elasticsearch before 7 with a type's name within `mappings`, and texts as strings that are not analyzed: both are put right.
+    A file holds that body (index_patterns, template or composed_of), or what creates an index (settings, mappings), as with
+    pmacct-to-elasticsearch; for Elasticsearch before 7 with a type's name within `mappings`, and texts as strings that are not analyzed:
+    both are put right.
     """
     given = _OURS if plugin.template is None else json_of(file.parent / plugin.template, "it holds an index template")
-    if "index_patterns" in given and "template" in given:
+    if "index_patterns" in given and not given.keys().isdisjoint(("template", "composed_of")):
         index = datetime.now(UTC).strftime(plugin.index)
         if not any(fnmatchcase(index, str(pattern)) for pattern in _patterns(given)):
             raise SettingsError([f"{file.parent / str(plugin.template)}: index_patterns: none is for {index}, so it would have no effect"])
