@@ -30,6 +30,21 @@ def test_a_file_that_stays_is_copied_once(tmp_path: Path) -> None:
     assert (taken.modified, taken.rewritten) == (1_700_000_000, False)
 
 
+def test_a_named_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    def write() -> None:
+        with (tmp_path / "pipe").open("wb", buffering=0) as pipe:
+            for _ in range(3):
+                pipe.write(b"line\n")
+                time.sleep(0.2)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert read(tmp_path / "pipe") == [(b"line\n" * 3, False)]
+    writer.join()
+
+
 @pytest.mark.parametrize("chunk", [100, 1_000])
 def test_a_file_that_is_written_anew_over_and_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Whatever moment is hit: each copy is of one writing, up to somewhere, and the last one is whole as it stood there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -47,4 +48,5 @@ def _taken(path: Path) -> Snapshot:
 
 
 def _differs(one: os.stat_result, other: os.stat_result) -> bool:
-    return (one.st_mtime_ns, one.st_size) != (other.st_mtime_ns, other.st_size)
+    """Whether a file was written meanwhile. What is read of a pipe is never written anew."""
+    return stat.S_ISREG(one.st_mode) and (one.st_mtime_ns, one.st_size) != (other.st_mtime_ns, other.st_size)
