@@ -397,6 +397,7 @@ def test_whatever_an_index_holds_is_a_line_of_json(source: dict[str, Any]) -> No
         (["--index", ""], "--index: is empty: is a variable empty?"),
         (["--sort", " "], "--sort: is empty: is a variable empty?"),
         (["--query", '{"a": '], "--query: begins like JSON, but is none: Expecting value: line 1 column 6 (char 5)"),
+        (["--query", '{"a": NaN}'], "--query: begins like JSON, but is none: NaN is no value"),
         (["--out", "/"], "/: is a directory: name a file in it with --out"),
         (["--conf", "/nix"], f"/nix: no such directory of settings; ours are in {shipped('conf.d')}"),
     ],

@@ -122,10 +122,14 @@ def _query(text: str) -> str:
     text = text.strip()
     if text.startswith("{"):
         try:
-            json.loads(text)
+            json.loads(text, parse_constant=_no_json)
         except ValueError as error:
             raise SettingsError([f"--query: begins like JSON, but is none: {error}"]) from None
     return text
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no value")
 
 
 def _is_stream(out: Path) -> bool:

@@ -244,8 +244,8 @@ def _counted(pit: PointInTime, wanted: Wanted, order: Order) -> tuple[int, Order
     try:
         found = pit.search(query=wanted.filter, sort=order.sort, size=1, track_total_hits=True)["hits"]
     except Unanswered as error:
-        if error.refused and wanted.query:
-            raise NotDumped(f"--query: {error.refused}") from None
+        if error.refused:
+            raise NotDumped(f"{_to_blame(pit, wanted)}: {error.refused}") from None
         raise
     total: int = found["total"]["value"]
     if order.id_field and total:
@@ -254,6 +254,15 @@ def _counted(pit: PointInTime, wanted: Wanted, order: Order) -> tuple[int, Order
         if not is_copy or pit.search(query=without, size=0, track_total_hits=True)["hits"]["total"]["value"]:
             order = order._replace(id_field="")
     return total, order
+
+
+def _to_blame(pit: PointInTime, wanted: Wanted) -> str:
+    """What of a refused request to change."""
+    try:
+        pit.search(query=wanted.filter, size=0)
+    except Unanswered:
+        return "--query" if wanted.query else wanted.indices
+    return "--sort"
 
 
 class Unanswered(NotDumped):

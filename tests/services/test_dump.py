@@ -57,7 +57,7 @@ def filled(elastic: Node) -> Iterator[dict[str, bytes]]:
 
 
 def create(node: Node, index: str, **settings: Any) -> None:
-    fields = {"@timestamp": {"type": "date"}, "n": {"type": "long"}, "document_id": {"type": "keyword"}}
+    fields = {"@timestamp": {"type": "date"}, "n": {"type": "long"}, "document_id": {"type": "keyword"}, "place": {"type": "geo_point"}}
     with node.client() as server:
         server.indices.create(
             index=index,
@@ -151,6 +151,16 @@ def test_another_field_sorts(filled: dict[str, bytes], elastic: Node) -> None:
             ["--query", '{"nix": {}}'],
             "--query: [bool] failed to parse field [filter]: unknown query [nix]",
             id="a query of no kind",
+        ),
+        pytest.param(
+            ["--sort", "place"],
+            "--sort: can't sort on geo_point or point field without using specific sorting feature, like geo_distance",
+            id="a field that has no order",
+        ),
+        pytest.param(
+            ["--sort", "place", "--query", "n:1"],
+            "--sort: can't sort on geo_point or point field without using specific sorting feature, like geo_distance",
+            id="a field that has no order, and a query that is right",
         ),
         pytest.param(["--sort", "nix"], "dump-with: nix is in none of its indices: --sort names another field", id="no field to sort by"),
         pytest.param(["--time", "n"], "dump-with: n is long: --time names a date", id="a time that is none"),
