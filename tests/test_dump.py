@@ -415,9 +415,8 @@ def test_a_chain_that_writes_elsewhere_names_no_cluster() -> None:
     )
 
 
-def test_a_file_that_cannot_be_written_is_a_line_and_no_server_is_asked(tmp_path: Path) -> None:
-    outcome = run("dump", "--from", "2026-01-01", "--to", "2026-01-02", "--out", tmp_path / "nix" / "file")
+@pytest.mark.parametrize(("name", "why"), [("nix/file", "No such file or directory"), ("x" * 300, "File name too long")])
+def test_a_file_that_cannot_be_written_is_a_line_and_no_server_is_asked(name: str, why: str, tmp_path: Path) -> None:
+    outcome = run("dump", "--from", "2026-01-01", "--to", "2026-01-02", "--out", tmp_path / name)
     assert outcome.code == 1
-    assert outcome.err == (
-        f"{tmp_path}/nix/file.part: cannot be written: No such file or directory: make room for it, or name another file with --out\n"
-    )
+    assert outcome.err == f"{tmp_path}/{name}.part: cannot be written: {why}: make room for it, or name another file with --out\n"

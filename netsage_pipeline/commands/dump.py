@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -133,9 +134,13 @@ def _no_json(constant: str) -> None:
 
 
 def _is_stream(out: Path) -> bool:
-    if out.is_dir():
+    try:
+        mode = out.stat().st_mode
+    except OSError:  # If it is out of reach, that is said when it is opened.
+        return str(out) == "-"
+    if stat.S_ISDIR(mode):
         raise SettingsError([f"{out}: is a directory: name a file in it with --out"])
-    return str(out) == "-" or (out.exists() and not out.is_file())
+    return str(out) == "-" or not stat.S_ISREG(mode)
 
 
 def cluster_of(conf: Path | None) -> Cluster:
