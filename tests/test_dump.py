@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -32,7 +33,7 @@ from netsage_pipeline.elastic.dump import Counting, NotDumped, Wanted, dump, lin
 from netsage_pipeline.elastic.partfile import PartFile
 from netsage_pipeline.elastic.spill import Record, Spill
 from netsage_pipeline.folders import shipped
-from tests.command import run
+from tests.command import COMMAND, run, surroundings
 
 WANTED = Wanted("flows-*", "2026-01-01T00:00:00.000000Z", "2026-01-02T00:00:00.000000Z", "", "@timestamp", "@timestamp", "document_id")
 
@@ -420,3 +421,10 @@ def test_a_file_that_cannot_be_written_is_a_line_and_no_server_is_asked(name: st
     outcome = run("dump", "--from", "2026-01-01", "--to", "2026-01-02", "--out", tmp_path / name)
     assert outcome.code == 1
     assert outcome.err == f"{tmp_path}/{name}.part: cannot be written: {why}: make room for it, or name another file with --out\n"
+
+
+def test_standard_output_that_is_closed_is_a_line() -> None:
+    command = [str(COMMAND), "dump", "--from", "2026-01-01", "--to", "2026-01-02"]
+    ended = subprocess.run(["sh", "-c", '"$@" >&-', "-", *command], env=surroundings(), stderr=subprocess.PIPE, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == b"standard output: cannot be written: it is closed: make room for it, or name another file with --out\n"

@@ -5,6 +5,7 @@ It is called FILE.part until it is complete; FILE.part.json says what it is a pa
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -194,6 +195,8 @@ class Stream:
     def __enter__(self) -> Stream:
         if self._path:
             self._file = self._path.open("wb")
+        elif sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
         else:  # With PYTHONUNBUFFERED it is a raw file, whose write may take less than it is given.
             raw = sys.stdout.buffer
             self._file = open(raw.fileno(), "wb", closefd=False) if isinstance(raw, io.RawIOBase) else raw
