@@ -48,6 +48,7 @@ class Server:
         self.fails: dict[int, Exception] = {}  #: search → error
         self.loses = 0  #: so many of the last hits of a page are not there
         self.open: dict[str, list[int]] = {}
+        self.indices = SimpleNamespace(resolve_index=lambda **_: {"indices": []})
 
     def options(self, **_: Any) -> Server:
         return self

@@ -102,6 +102,7 @@ class Summary(NamedTuple):
     records: int
     resumed: int  #: so many of them were there already
     sorted_here: bool
+    closed: list[str]  #: indices that cannot be searched
     seconds: float
 
     def lines(self) -> list[str]:
@@ -111,6 +112,8 @@ class Summary(NamedTuple):
             lines.append(f"               {self.resumed:>12,}  of them were there already")
         if self.sorted_here:
             lines.append(f"               {'':>12}  ties were broken here: not all records hold a keyword copy of their id")
+        if self.closed:
+            lines.append(f"               {'':>12}  not in it, because they are closed: {', '.join(self.closed)}")
         return lines
 
 
@@ -119,6 +122,7 @@ def dump(server: Elasticsearch, wanted: Wanted, out: Out) -> Summary:
     began = time.monotonic()
     with out:
         order = _order(server, wanted)
+        closed = _closed(server, wanted.indices)
         with point_in_time(server, wanted.indices) as pit:
             total, order = _counted(pit, wanted, order)
             resumed = out.mark.records
@@ -130,7 +134,7 @@ def dump(server: Elasticsearch, wanted: Wanted, out: Out) -> Summary:
             changed = "what an earlier run dumped has changed since: " if resumed else ""
             raise NotDumped(f"{wanted.indices}: holds {total:,} records, but the dump {written:,}: {changed}{out.anew}")
         out.finish()
-    return Summary(total, resumed, not order.id_field, time.monotonic() - began)
+    return Summary(total, resumed, not order.id_field, closed, time.monotonic() - began)
 
 
 def _write(pit: PointInTime, wanted: Wanted, order: Order, out: Out, total: int) -> int:
@@ -212,7 +216,8 @@ def _order(server: Elasticsearch, wanted: Wanted) -> Order:
         where = "" if is_refusal(error) or isinstance(error, SerializationError) else ": is it running where the settings say?"
         raise NotDumped(f"Elasticsearch: {_why(error)}{where}") from None
     if not found["indices"]:
-        raise NotDumped(f"{wanted.indices}: no such index: --index names another")
+        what = "is closed: open it" if _closed(server, wanted.indices) else "no such index: --index names another"
+        raise NotDumped(f"{wanted.indices}: {what}")
     types = set(found["fields"].get(wanted.time, {})) - {"unmapped"}
     if not types or types - _DATES:
         what = f"is {_and(types)}" if types else "is in none of its indices"
@@ -233,6 +238,14 @@ def _order(server: Elasticsearch, wanted: Wanted) -> Order:
         )
     copy = {name: each["aggregatable"] for name, each in found["fields"].get(wanted.id_field, {}).items() if name != "unmapped"}
     return Order({wanted.sort: how}, wanted.id_field if copy == {"keyword": True} else "")
+
+
+def _closed(server: Elasticsearch, indices: str) -> list[str]:
+    """Those of the indices that are closed, which a pattern passes over in silence; none if the server does not tell."""
+    with contextlib.suppress(ApiError, TransportError):
+        found = server.indices.resolve_index(name=indices, expand_wildcards="closed")["indices"]
+        return [each["name"] for each in found if "closed" in each["attributes"]]
+    return []
 
 
 def _and(types: set[str]) -> str:

@@ -380,6 +380,20 @@ def test_types_of_a_field_that_differ_from_index_to_index_sort_together(elastic:
     assert [flow["n"] for flow in outcome.flows] == [n for n in range(20) for _ in range(2)]
 
 
+def test_closed_indices_are_named(elastic: Node) -> None:
+    with elastic.client() as server:
+        for index in ("shut-1", "shut-2"):
+            create(elastic, index)
+            server.index(index=index, document={"@timestamp": "2026-01-01T00:00:00Z"}, refresh=True)
+        server.indices.close(index="shut-2")
+        some, none = (dump(elastic, "--index", index) for index in ("shut-*", "shut-2*"))
+        server.indices.open(index="shut-2")
+        clear(server, "shut-*")
+    assert (some.code, len(some.flows)) == (0, 1)
+    assert some.err.endswith("  not in it, because they are closed: shut-2\n")
+    assert (none.code, none.err) == (1, "shut-2*: is closed: open it\n")
+
+
 @pytest.mark.parametrize("index", KINDS)
 def test_what_is_killed_is_gone_on_with(index: str, filled: dict[str, bytes], elastic: Node, tmp_path: Path) -> None:
     """Last, since nothing closes its contexts for some minutes."""
