@@ -13,6 +13,7 @@ import pytest
 from netsage_pipeline import folders
 from netsage_pipeline.cli import main
 from netsage_pipeline.stagefile import find
+from tests.command import run
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,3 +80,13 @@ def test_the_readme_opens_with_demo_and_test_and_leads_to_every_page() -> None:
     readme = PAGES[0].read_text()
     assert re.findall(r"^    make ([a-z-]+)", readme, re.MULTILINE)[:2] == ["demo", "test"]
     assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in readme] == []
+
+
+def test_the_chain_for_capture_files_into_an_index_keeps_its_guard_against_full_addresses(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "elasticsearch.md").read_text()
+    commands = re.findall(r"^    (.*my-conf\.d.*)", page, re.MULTILINE)
+    script = "\n".join(each for each in commands if "replay" not in each).replace("my-conf.d", str(tmp_path / "conf"))
+    subprocess.run(["sh", "-ec", script], cwd=ROOT, check=True)
+    assert run("check", "--conf", tmp_path / "conf").code == 0
+    (tmp_path / "conf" / "70_deidentify.toml").unlink()
+    assert "the output could see full addresses: 70_deidentify" in run("check", "--conf", tmp_path / "conf").err
