@@ -7,7 +7,7 @@ into the component template PREFIX@custom, which we name and never touch.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from elasticsearch import BadRequestError, Elasticsearch, NotFoundError
@@ -81,7 +81,7 @@ def _properties(fields: Mapping[str, str]) -> dict[str, Any]:
     return top
 
 
-def install(client: Elasticsearch, prefix: str, fields: Mapping[str, str], existing: Iterable[str] = ()) -> list[str]:
+def install(client: Elasticsearch, prefix: str, fields: Mapping[str, str], existing: Sequence[str] = ()) -> list[str]:
     """Installs our template where it is missing, older, or lacks fields. Gives lines for the log; none if nothing was to be done.
 
     Fields in it that we do not know, those of another worker's stages, stay. One that is newer is left alone.
@@ -98,7 +98,7 @@ def install(client: Elasticsearch, prefix: str, fields: Mapping[str, str], exist
     version = 0 if found is None else int(found.get("version") or 0)
     if version > VERSION:
         return [f"index template {prefix}: is of a newer version ({version}) than ours ({VERSION}): left as it is"]
-    losers = _beside(client, prefix, ours["priority"])
+    losers = _beside(client, prefix, ours["priority"], existing[0] if existing else f"{prefix}-1970.01.01")
     mappings = ours["template"]["mappings"]
     if found is not None:
         theirs = found.get("template", {}).get("mappings", {}).get("properties", {})
@@ -127,11 +127,10 @@ def _is_ours(template: Mapping[str, Any]) -> bool:
     return bool(template.get("_meta", {}).get("managed_by") == MANAGED_BY)
 
 
-def _beside(client: Elasticsearch, prefix: str, priority: int) -> list[str]:
-    """Somebody's templates for indices of ours. TemplateError if one would win: that of the highest priority makes an index, alone."""
+def _beside(client: Elasticsearch, prefix: str, priority: int, index: str) -> list[str]:
+    """Somebody's templates for an index of ours. TemplateError if one would win: that of the highest priority makes an index, alone."""
     parts = ("name", *(f"index_template.{part}" for part in ("index_patterns", "priority", "_meta.managed_by")))
     answer = client.indices.get_index_template(filter_path=[f"index_templates.{part}" for part in parts])
-    index = f"{prefix}-1970.01.01"
     others = {
         each["name"]: each["index_template"]
         for each in answer.get("index_templates", [])

@@ -257,6 +257,12 @@ def test_another_template_that_would_win_is_named(client: Elasticsearch, prefix:
     assert not client.indices.exists_index_template(name=prefix)
 
 
+def test_one_that_would_win_for_the_indices_of_this_year_is_named(client: Elasticsearch, prefix: str) -> None:
+    client.indices.put_index_template(name=f"{prefix}-own", index_patterns=[f"{prefix}-{DAY[:4]}*"], priority=900)
+    with pytest.raises(TemplateError, match=rf"{prefix}-own \(priority 900\) is for the same indices: .* do not match {prefix}-{DAY}$"):
+        install(client, prefix, SOME, [f"{prefix}-{DAY}"])
+
+
 def test_one_that_overlaps_elsewhere_with_the_same_priority_is_named_by_the_server(client: Elasticsearch, prefix: str) -> None:
     priority = templates.PRIORITY + len(prefix)
     client.indices.put_index_template(name=f"{prefix}-own", index_patterns=[f"{prefix}-x*"], priority=priority)
