@@ -58,7 +58,7 @@ def _wrong_with(url: str) -> str:
 
 
 def client(cluster: Cluster) -> Elasticsearch:
-    """The official client; it tries each request once."""
+    """The official client; it tries each request once, but for a node that cannot be reached: then the next one is asked."""
     for name in ("elastic_transport", "elasticsearch"):  # They say each request; what an operator needs is said here.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     urls = [_with_port(url.strip()) for url in cluster.url.get_secret_value().split(",")]
@@ -70,7 +70,8 @@ def client(cluster: Cluster) -> Elasticsearch:
         api_key=key or None,
         basic_auth=(cluster.user, password) if cluster.user else None,
         ssl_context=context or DEFAULT,
-        max_retries=0,
+        max_retries=len(urls) - 1,
+        retry_on_status=(),
         request_timeout=REQUEST_S,
     )
 

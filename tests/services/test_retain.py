@@ -17,6 +17,7 @@ from netsage_pipeline.elastic import cluster as settings
 from netsage_pipeline.elastic.retention import Decision
 from tests.command import COMMAND, Outcome, run, surroundings
 from tests.services.elastic import Node
+from tests.services.rabbitmq import free_port
 
 OLD = "2020.01.01"
 TODAY = f"{datetime.now(UTC):%Y.%m.%d}"
@@ -166,6 +167,13 @@ def test_a_server_that_is_not_there_is_said_in_a_line() -> None:
     outcome = run("retain", "--prefix", "om", "--older-than", "30d", NETSAGE_ELASTICSEARCH_URL="http://127.0.0.1:1")
     assert (outcome.code, outcome.out) == (1, b"")
     assert outcome.err == "Elasticsearch: Connection refused: it ended there: run it again when that is mended\n"
+
+
+def test_one_of_several_nodes_that_is_down_does_not_matter(elastic: Node, prefix: str) -> None:
+    urls = f"http://127.0.0.1:{free_port(6300)},{elastic.url}"
+    for _ in range(8):  # It is by chance which node is asked first.
+        outcome = run("retain", "--prefix", prefix, "--older-than", "30d", NETSAGE_ELASTICSEARCH_URL=urls)
+        assert (outcome.code, outcome.err) == (0, "")
 
 
 def test_a_signal_ends_it_with_a_line(prefix: str) -> None:
