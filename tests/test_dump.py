@@ -229,6 +229,26 @@ def test_a_server_that_is_away_for_a_moment_is_asked_again(tmp_path: Path, monke
     assert (tmp_path / "file").read_bytes() == expected(documents)
 
 
+def test_a_page_that_is_too_much_for_the_server_gets_small_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when documents of 20 MB come behind thousands of small ones."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(dumping, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    server: Any = Server([document(n, str(n)) for n in range(1, 9_000)])
+    answers = server.search
+
+    def limited(*, size: int, search_after: Any = None, **request: Any) -> Any:
+        if size > 5 and search_after is not None and search_after[0] > 8_900:
+            raise api_error(429, "circuit_breaking_exception")
+        return answers(size=size, search_after=search_after, **request)
+
+    server.search = limited
+    assert dump(server, WANTED, part(tmp_path / "file")).records == 8_999
+
+
 def test_a_signal_leaves_no_lock_of_the_client_taken(tmp_path: Path) -> None:
     """Else the request that closes the point in time would wait for ever, with signals held back."""
     server: Any = Server([document(n, str(n)) for n in range(1, 500)])

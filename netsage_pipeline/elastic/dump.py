@@ -293,7 +293,7 @@ class PointInTime:
         self.server, self.known_as = server, known_as
 
     def search(self, *, size: int, **request: Any) -> Any:
-        """The server's answer, of all shards. Tries again, with half the size, for PATIENCE_S. Unanswered."""
+        """The server's answer, of all shards. Tries again, with a quarter of the size, for PATIENCE_S. Unanswered."""
         failed = 0.0
         wait = 0.5
         while True:
@@ -305,7 +305,7 @@ class PointInTime:
                 if not _may_pass(error) or time.monotonic() - failed > PATIENCE_S:
                     raise _unanswered(error) from None
                 time.sleep(wait)
-                wait, size = wait * 2, (size + 1) // 2
+                wait, size = wait * 2, (size + 3) // 4
                 continue
             self.known_as = answer.get("pit_id", self.known_as)
             if answer["timed_out"] or answer["_shards"]["failed"]:
