@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,7 +145,7 @@ def _place(stages: list[Configured]) -> int:
 
 def files(sensor: str, directory: Path) -> Said:
     """The capture files of a sensor."""
-    newest, number = 0.0, 0
+    newest, last, number = 0.0, 0.0, 0
     waiting = [directory]
     try:
         while waiting:
@@ -156,7 +157,10 @@ def files(sensor: str, directory: Path) -> Said:
                         waiting.append(Path(entry.path))
                         continue
                     with suppress(FileNotFoundError):  # A link to nothing, or deleted at this moment.
-                        newest = max(newest, stamped(entry.name) or entry.stat().st_mtime)
+                        named = stamped(entry.name) or inf
+                        if named > last:  # When it was written: its name may be of any time zone, and only tells which one is worth a look.
+                            newest = max(newest, entry.stat().st_mtime)
+                            last = named if named < inf else last
                         number += 1
     except OSError as error:
         return Said(BROKEN, f"{sensor}: {error.filename}: {error.strerror}: see to it, or correct the directory in the settings")

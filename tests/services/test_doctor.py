@@ -178,7 +178,12 @@ def test_files_that_stop_coming_and_a_directory_that_is_gone(site: Site) -> None
         file.unlink()
     old = site.captures / "nfcapd.202001010000"
     old.write_bytes(b"x")
+    os.utime(old, (1, 1))
     assert site.says("files", "waiting", "does nfcapd run, and does the router send to it?") == 0
+    local = site.captures / time.strftime("nfcapd.%Y%m%d%H%M", time.gmtime(time.time() - 5 * 3_600))
+    local.write_bytes(b"x")
+    assert site.says("files", "fine", "2 files, the newest of ") == 0
+    local.unlink()
     old.unlink()
     (site.captures / "link").symlink_to("nowhere")
     (site.captures / ".snapshot").mkdir()
