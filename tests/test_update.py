@@ -563,7 +563,7 @@ def test_a_run_that_is_ended_in_the_middle_leaves_the_old_table_and_the_next_one
     assert len(server.asked) >= 2
 
 
-def test_every_so_many_hours_it_runs_again_and_a_failure_does_not_end_it(site: Site, caida: File) -> None:
+def test_every_so_many_hours_it_runs_again_and_a_failure_does_not_end_it(site: Site, server: Far, caida: File) -> None:
     table = site.tables / "CAIDA-org-lookup.csv"
     process = begin(site, "caida", "--every", "0.0001")
     assert process.stdout is not None
@@ -573,6 +573,9 @@ def test_every_so_many_hours_it_runs_again_and_a_failure_does_not_end_it(site: S
     caida.body = CSV + b"64502,Three\n"
     time.sleep(1.5)
     assert table.read_bytes() == CSV
+    if len(server.asked) > 30:
+        process.kill()
+        pytest.fail("it does not wait between two runs")
     caida.status = 200
     fetched = next(line for line in process.stdout if "unchanged" not in line)
     assert fetched == "caida: fetched from localhost: 3 entries\n"
