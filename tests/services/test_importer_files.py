@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 from netsage_pipeline.flow import Delivery
 from netsage_pipeline.importer.imported import FILE, Imported
 from netsage_pipeline.importer.importing import AGAIN_S, KEEP_S, Importer, Sensor
+from netsage_pipeline.reading.nfdump import Reading, Rows
 from netsage_pipeline.statedir import StateError
 from tests.services.conftest import Collect
 from tests.services.netflow import Sent, ipfix
@@ -264,6 +265,23 @@ def test_what_is_no_sound_file_is_said_once_and_keeps_no_other_back(
     assert "\n" not in line["reason"]
     file.write_bytes(snapshots[0][0])
     assert site.run() == ports_of(0, 0)
+
+
+def test_a_file_that_is_exchanged_before_nfdump_reads_it_is_not_sent_as_what_it_was(
+    site: Site, snapshots: list[list[bytes]], monkeypatch: Any
+) -> None:
+    file = site.captures / "nfcapd.202311142210"
+    file.write_bytes(snapshots[0][0])
+    begin = Reading.__init__
+
+    def exchanged(reading: Reading, path: Path, rows: Rows) -> None:
+        if file.read_bytes() == snapshots[0][0]:
+            (site.captures / ".new").write_bytes(snapshots[1][0])
+            (site.captures / ".new").replace(file)
+        begin(reading, path, rows)
+
+    monkeypatch.setattr(Reading, "__init__", exchanged)
+    assert site.run() == ports_of(1, 0)
 
 
 def test_a_renamed_copied_touched_or_rewritten_file_is_known(site: Site, snapshots: list[list[bytes]]) -> None:
