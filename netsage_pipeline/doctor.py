@@ -30,7 +30,7 @@ from netsage_pipeline.flow import Now
 from netsage_pipeline.log import Redaction, secrets_of
 from netsage_pipeline.monitoring.health import look
 from netsage_pipeline.monitoring.metrics import made_at
-from netsage_pipeline.rabbitmq.brokers import Broker, connected, servers
+from netsage_pipeline.rabbitmq.brokers import Broker, connected, is_refusal, servers
 from netsage_pipeline.rabbitmq.brokers import reason_of as reason_of_broker
 from netsage_pipeline.reading.read import PASSED_OVER, stamped
 from netsage_pipeline.statedir import StateError
@@ -211,12 +211,13 @@ def queued(broker: Broker, queue: str, *, alone: bool = False) -> Said:
     except AMQPError as error:
         if _is_missing(error):
             return Said(WAITING, f"{queue}: there is no such queue yet: who takes from it, or publishes to it, makes it when it starts")
-        return Said(BROKEN, f"{queue}: RabbitMQ: {reason_of_broker(error)}: start it, or correct its url in the settings")
+        return Said(BROKEN, f"{queue}: RabbitMQ: {_why(error)}")
     words = f"{queue}: {messages:,} {_s('message', messages)}, {takers} {_s('consumer', takers)}"
     if not takers:
         return Said(WAITING, f"{words}: nobody takes from it: see the next process")
     if alone and takers > 1:
-        return Said(BROKEN, f"{words}: parts of one flow come to different processes: stop all but one, or give each a queue")
+        what = "stop all but one, or give each a queue (if they are routers, set NETSAGE_SHARD)"
+        return Said(BROKEN, f"{words}: parts of one flow come to different processes: {what}")
     return Said(FINE, words)
 
 
@@ -228,7 +229,7 @@ def dead_letters(settings: Any, conf: Path) -> Said:
     except AMQPError as error:
         if _is_missing(error):
             return Said(FINE, f"{queue}: there is none")
-        return Said(BROKEN, f"{queue}: RabbitMQ: {reason_of_broker(error)}: start it, or correct its url in the settings")
+        return Said(BROKEN, f"{queue}: RabbitMQ: {_why(error)}")
     if not number:
         return Said(FINE, f"{queue}: there is none")
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in _numbers(settings.state).get("reasons", []))
@@ -245,6 +246,12 @@ def _declared(broker: Broker, queue: str) -> tuple[int, int]:
     finally:
         if connection.is_open:
             connection.close()
+
+
+def _why(error: AMQPError) -> str:
+    """Why a broker is not reached. A refusal says itself what to do."""
+    reason = reason_of_broker(error)
+    return reason if is_refusal(error) else f"{reason}: start it, or correct its url in the settings"
 
 
 def _is_missing(error: AMQPError) -> bool:

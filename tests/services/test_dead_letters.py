@@ -219,7 +219,7 @@ def test_a_broker_that_cannot_be_talked_to_is_one_line_and_the_next_one_is_asked
         silent.listen()
         for server, scheme, reason in [
             ("rabbit.invalid:5672", "amqp", "(not known|resolution)"),
-            (f"127.0.0.1:{port}", "amqps", "SSL"),
+            (f"127.0.0.1:{port}", "amqps", "it does not speak TLS there"),
             (f"127.0.0.1:{silent.getsockname()[1]}", "amqp", "it does not answer"),
         ]:
             first = f"{scheme}://secret:secret@{server}/"

@@ -245,6 +245,14 @@ def test_a_broker_that_is_away(site: Site) -> None:
         site.broker.start()
 
 
+def test_a_broker_that_refuses_the_password_is_not_to_be_started(site: Site) -> None:
+    code, lines = site.doctor(NETSAGE_RABBITMQ_URL=site.broker.url.replace("guest:guest", "guest:s3cret"))
+    assert code == 1
+    said = [said for hop, state, said in lines if (hop, state) == ("queue", "broken")]
+    assert said
+    assert all(each.endswith("RabbitMQ: it refuses the user or the password: correct them in the url") for each in said)
+
+
 def test_a_broker_that_hangs_costs_seconds_only(site: Site) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
