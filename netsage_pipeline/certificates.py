@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
-
-def _or_none(path: Any) -> Any:
-    return path or None
+from netsage_pipeline.config import or_none
 
 
 def _usable(path: Path | None) -> Path | None:
@@ -25,7 +23,7 @@ def _usable(path: Path | None) -> Path | None:
 
 
 #: A file of certificates (PEM); None or empty: those of the system.
-CaFile = Annotated[Path | None, BeforeValidator(_or_none), AfterValidator(_usable)]
+CaFile = Annotated[Path | None, BeforeValidator(or_none), AfterValidator(_usable)]
 
 
 def usable_pair(certificate: Path, key: Path | None) -> None:

@@ -54,6 +54,11 @@ class Output(Settings):
     allow_full_addresses: bool = Field(False, description="Let flows with full addresses out, for a chain without 70_deidentify")
 
 
+def or_none(value: Any) -> Any:
+    """What takes an empty setting, as a variable that is not set leaves it, for one that is not set."""
+    return value or None
+
+
 def with_user(password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
     """What checks a setting `password` behind a setting `user`."""
     if "user" in info.data and bool(info.data["user"]) != bool(password and password.get_secret_value()):

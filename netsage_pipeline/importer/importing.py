@@ -25,6 +25,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, field_validator
 
 from netsage_pipeline import deadletters, waits
+from netsage_pipeline.config import or_none
 from netsage_pipeline.flow import Delivery
 from netsage_pipeline.importer.imported import Imported, Part
 from netsage_pipeline.importer.nffile import Blocks, DamagedFile, blocks_of, copy_part, digests, ends_of
@@ -88,10 +89,7 @@ class Sensor(BaseModel):
             raise ValueError("a sensor needs the name that its flows are to have (meta.sensor_id): set NETSAGE_SENSOR")
         return name
 
-    @field_validator("router", mode="before")
-    @classmethod
-    def _or_none(cls, router: Any) -> Any:
-        return router or None
+    _may_be_empty = field_validator("router", mode="before")(or_none)
 
     @property
     def rows(self) -> Rows:

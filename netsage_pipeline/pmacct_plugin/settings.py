@@ -13,7 +13,7 @@ import orjson
 from pydantic import Field, field_validator
 
 from netsage_pipeline import config
-from netsage_pipeline.config import SettingsError, SettingsFile
+from netsage_pipeline.config import SettingsError, SettingsFile, or_none
 from netsage_pipeline.elastic.cluster import Cluster
 from netsage_pipeline.pmacct_plugin.transformations import AddFieldLookup, Transformation
 
@@ -45,10 +45,7 @@ class Plugin(Cluster):
             raise ValueError("begins with a date, so its index template would be for all indices: begin with a word, as netflow-%Y-%m-%d")
         return index
 
-    @field_validator("input_file", "template", "dead_letters", mode="before")
-    @classmethod
-    def _or_none(cls, path: Any) -> Any:
-        return path or None
+    _may_be_empty = field_validator("input_file", "template", "dead_letters", mode="before")(or_none)
 
     @property
     def pattern(self) -> str:
