@@ -111,6 +111,11 @@ def masker(*ends: str) -> Callable[[Any], Any]:
     begins = {begin for packed in wanted for begin in _begins(packed)}
 
     def within(text: str) -> str:
+        if not may_hold_addresses(text) and not any(end in text for end in literal):
+            return text
+        whole = mask(text)
+        if whole is not None:
+            return whole
         for end in longest_first:
             text = text.replace(end, mask(end) or INVALID)
         return _LIKE_AN_ADDRESS.sub(lambda match: _mask_glued(match[0], wanted, begins), text)
@@ -129,6 +134,9 @@ def _begins(packed: bytes) -> str:
 def mask_every(value: Any) -> Any:
     """Any JSON value with all addresses in its texts masked; prefixes stay."""
 
+    def within(text: str) -> str:
+        return mask(text) or _SURELY_AN_ADDRESS.sub(found, text) if may_hold_addresses(text) else text
+
     def found(match: re.Match[str]) -> str:
         text = match[0]
         while text.strip(":."):
@@ -138,12 +146,21 @@ def mask_every(value: Any) -> Any:
             text = text[: max(text.rfind("."), text.rfind(":"), 0)]  # A port may follow.
         return match[0]
 
-    return _in_texts(value, lambda text: _SURELY_AN_ADDRESS.sub(found, text))
+    return _in_texts(value, within)
+
+
+def may_hold_addresses(value: Any) -> bool:
+    """False if no text in a JSON value holds an address in any notation; most of what tables say, and that costs little."""
+    if isinstance(value, str):
+        return ("." in value or ":" in value) and _LIKE_AN_ADDRESS.search(value) is not None
+    if isinstance(value, dict):
+        return any(map(may_hold_addresses, (*value, *value.values())))
+    return isinstance(value, list) and any(map(may_hold_addresses, value))
 
 
 def _in_texts(value: Any, masked: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return mask(value) or masked(value)
+        return masked(value)
     if isinstance(value, dict):
         return {_in_texts(name, masked): _in_texts(inner, masked) for name, inner in value.items()}
     if isinstance(value, list):

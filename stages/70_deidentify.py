@@ -10,11 +10,9 @@ Drops   nothing
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
-from netsage_pipeline.addresses import INVALID, mask, mask_every, masker
+from netsage_pipeline.addresses import INVALID, mask, mask_every, masker, may_hold_addresses
 from netsage_pipeline.config import Settings
 from netsage_pipeline.ends import GIVEN
 from netsage_pipeline.flow import End, EndProcess, Lookups
@@ -28,7 +26,8 @@ def end(config: Config, _lookups: Lookups) -> EndProcess:
     def process(end: End) -> None:
         ip = end["ip"]
         masked = mask(ip)
-        holding = [name for name, value in end.items() if name not in GIVEN and _may_hold_addresses(value)]
+        # A text that is no address may stand anywhere.
+        holding = [name for name, value in end.items() if name not in GIVEN and (masked is None or may_hold_addresses(value))]
         if holding:
             hide = masker(ip)
             end.update({name: mask_every(hide(end[name])) for name in holding})
@@ -37,12 +36,3 @@ def end(config: Config, _lookups: Lookups) -> EndProcess:
         end["ip"] = masked or INVALID
 
     return process
-
-
-def _may_hold_addresses(value: Any) -> bool:
-    """False for most, quickly: an address has a dot or a colon in it."""
-    if isinstance(value, str):
-        return "." in value or ":" in value
-    if isinstance(value, dict):
-        return any(map(_may_hold_addresses, (*value, *value.values())))
-    return isinstance(value, list) and any(map(_may_hold_addresses, value))
