@@ -346,7 +346,7 @@ def health() -> dashboards.Dashboard:
             "Time by stage",
             "Seconds that a stage takes for a flow, in the batches that are timed, within 30 minutes.",
             "s",
-            f"{sampled[0]} / {sampled[1]}",
+            f"{sampled[0]} / ({sampled[1]} > 0)",
             "{{chain}} {{stage}}",
         ),
         measured("Commits", "Seconds that a commit to the ledger takes.", "s", f"{commits[0]} / {commits[1]}", "{{chain}}"),

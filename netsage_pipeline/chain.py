@@ -25,7 +25,7 @@ from netsage_pipeline.jsonvalues import fault
 #: Tells where flow number n of a batch came from: source and position.
 Origin = Callable[[int], tuple[str, str]]
 
-#: One batch in so many is timed, stage by stage. A prime, so that it falls on batches of every kind, whatever order they come in.
+#: One batch in so many is timed, stage by stage, and one tick. A prime, so that it falls on batches of every kind in whatever order.
 SAMPLED = 101
 
 
@@ -48,6 +48,7 @@ class Chain:
         self.dead: list[bytes] = []
         self.timed: dict[str, tuple[float, int]] = {}
         self._until_timed = SAMPLED
+        self._ticks = 0
         self._settled: Counter[tuple[str, str, str]] = Counter()
         self._stages, self._remember = stages, remember
         self.steps = compose(stages, lookups, now, self.notes, remember=remember)
@@ -296,7 +297,15 @@ class Chain:
 
     def tick(self) -> list[Finished]:
         """What stitching has finished by now, some thousands of flows at most."""
-        return self.stitching.expired() if self.stitching is not None else []
+        if self.stitching is None:
+            return []
+        self._ticks += 1
+        timed = self._ticks % SAMPLED == 0
+        began = time.perf_counter() if timed else 0.0
+        finished = self.stitching.expired()
+        if timed:
+            self.took(self.steps.held_by, time.perf_counter() - began, 0)  # These flows were counted when they came.
+        return finished
 
     def drain(self, most: int | None = None) -> list[Finished]:
         """What stitching holds, or so many flows of it."""

@@ -289,6 +289,20 @@ def test_one_batch_in_so_many_is_timed_stage_by_stage(tmp_path: Path) -> None:
     assert all(seconds > 0 for seconds, _ in chain.timed.values())
 
 
+def test_what_finishes_flows_by_the_clock_is_timed_too_and_counts_no_flow_twice(tmp_path: Path) -> None:
+    now = Now(NOW, clock="arrival")
+    chain = Chain(configured(conf_with(tmp_path, {}), [folders.shipped("stages")]), Tables(LOOKUPS), now)
+    chain.take(lines([[flow(meta={"src_port": port}) for port in range(1, 4)]]), "test", "0")
+    for _ in range(SAMPLED - 1):
+        assert chain.tick() == []
+    assert chain.timed == {}
+    now.arrival = NOW + 10_000
+    assert len(chain.tick()) == 3
+    seconds, flows = chain.timed["40_aggregation"]
+    assert seconds > 0
+    assert flows == 0
+
+
 def test_a_timed_batch_in_which_a_flow_is_refused_comes_through_as_any_other(tmp_path: Path) -> None:
     chain = chain_with(tmp_path)
     for number in range(SAMPLED):

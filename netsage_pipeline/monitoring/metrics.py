@@ -85,7 +85,10 @@ METRICS = {
     "netsage_newest_end_age_seconds": Described("gauge", (), "Between the newest end of all flows and now"),
     "netsage_commit_seconds": Described("summary", (), "Commits to the ledger; since the start"),
     "netsage_sampled_seconds_total": Described(
-        "counter", ("stage",), "Seconds that a stage took in the batches that were timed, one in 101; since the start"
+        "counter",
+        ("stage",),
+        "Seconds that a stage took in the batches that were timed, one in 101; "
+        "for 40_aggregation also those in which it finished flows by the clock, one time in 101; since the start",
     ),
     "netsage_sampled_flows_total": Described("counter", ("stage",), "Flows in these batches; since the start"),
     "netsage_waiting": Described("gauge", ("what",), "1 while it is waited for, else 0"),
