@@ -12,11 +12,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from netsage_pipeline import folders
+from netsage_pipeline.commands import lookups
 from netsage_pipeline.tables import fetch
 from tests.certificates import certificates
 from tests.command import COMMAND, LOOKUPS, Outcome, run, surroundings
@@ -584,7 +586,40 @@ def test_every_so_many_hours_it_runs_again_and_a_failure_does_not_end_it(site: S
     _, err = process.communicate(timeout=5)
     assert process.returncode == 0, "a service that is stopped did not fail"
     lines = err.splitlines()
-    assert lines.count("1 of 1 failed") == len(lines) / 2 >= 1
+    assert lines.count("1 of 1 failed") == len(lines) / 3 >= 1
+
+
+def test_what_failed_is_tried_again_alone_before_the_next_run_and_ever_more_rarely(
+    site: Site, server: Far, caida: File, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half an hour between two runs. Nothing really waits: a wait moves the clock of the schedule."""
+    site.environment |= {"NETSAGE_LOOKUPS": str(site.tables), "NETSAGE_SCIREG_URL": offer(server, "/scireg.mmdb", SCIREG, etag='"1"')}
+    for name, value in site.environment.items():
+        monkeypatch.setenv(name, value)
+    waits: list[int] = []
+    mended = (6, 8)  # The numbers of the waits behind which the server has the file.
+
+    def sleep(seconds: float) -> None:
+        waits.append(round(seconds))
+        caida.status = 200 if len(waits) in mended else 500
+        if len(waits) == 9:
+            raise KeyboardInterrupt
+
+    clock = SimpleNamespace(
+        sleep=sleep, monotonic=lambda: sum(waits), time=lambda: 1e9 + sum(waits), strftime=time.strftime, gmtime=time.gmtime
+    )
+    monkeypatch.setattr(lookups, "time", clock)
+    monkeypatch.setattr(lookups, "JITTER", 0)
+    caida.status = 500
+    with pytest.raises(SystemExit) as ended:
+        lookups.update_tables.main(["caida", "scireg", "--every", "0.5", "--conf", str(site.conf)])
+    assert ended.value.code == 0
+    assert waits == [60, 120, 240, 480, 900, 1800, 1800, 60, 1740]
+    alone, both = ["/caida.csv"], ["/caida.csv", "/scireg.mmdb"]
+    assert [path for path, _, _ in server.asked if not path.endswith(".sha256")] == [*both, *4 * alone, *3 * both, *alone]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("the next try")]
+    assert said[0] == "the next try: 2001-09-09 01:47 UTC"
+    assert len(said) == 7
 
 
 def test_a_directory_that_is_held_does_not_end_a_schedule(site: Site, caida: File) -> None:  # noqa: ARG001

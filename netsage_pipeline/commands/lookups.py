@@ -26,8 +26,11 @@ from netsage_pipeline.terminal import NOTHING_READ, WRONG_SETTINGS, refusing_set
 #: File and kind of each table that our stages look into.
 KNOWN = [*TABLES.values(), ("members", "members"), ("sensor_groups.json", "patterns"), ("sensor_types.json", "patterns")]
 
-#: Share of the hours between two runs by which they may be earlier or later, so that not all sites ask at once.
+#: Share of the time between two runs by which they may be earlier or later, so that not all sites ask at once.
 JITTER = 0.1
+
+#: Seconds after which what failed is tried again; twice as many after each further failure.
+RETRY_S = 60.0
 
 
 @click.group()
@@ -45,19 +48,39 @@ def lookups() -> None:
 def update_tables(names: tuple[str, ...], conf: Path | None, every: float | None, *, force: bool) -> None:
     """Fetch the tables NAME…, by default all that have an address: city, asn, caida, scireg, communities, members/LIST.
 
-    A table is opened and counted before it takes the place of the old one, at once; a worker notices. Exit status 1 if one was refused."""
+    A table is opened and counted before it takes the place of the old one, at once; a worker notices. Exit status 1 if one was refused.
+    With --every, what failed is tried again before that: after a minute, and twice as long each time."""
     with refusing_settings(), interruptible("the tables are whole, old or new"):
         chosen, limit = _chosen(conf or folders.shipped("conf.d") / "lookups" / "sources.toml", names)
         if every is None:
             sys.exit(NOTHING_READ if _update(chosen, limit, force=force) else 0)
         with contextlib.suppress(KeyboardInterrupt):  # A service that is stopped did not fail.
-            while True:
-                try:
-                    _update(chosen, limit, force=force)
-                except config.SettingsError as error:  # The directory, which may be free, or writable, the next time.
-                    for line in error.errors:
-                        tell(line)
-                time.sleep(every * 3_600 * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
+            _update_for_ever(chosen, limit, every * 3_600, force=force)
+
+
+def _update_for_ever(chosen: list[Source], limit: int, every_s: float, *, force: bool) -> None:
+    """A run over all of them every so often. What failed is tried again before the next run, ever more rarely: servers limit downloads."""
+    due, pause, next_run = chosen, RETRY_S, 0.0
+    while True:
+        if due is chosen:
+            next_run = time.monotonic() + _about(every_s)
+        try:
+            failed = _update(due, limit, force=force)
+        except config.SettingsError as error:  # The directory, which may be free, or writable, the next time.
+            failed = due
+            for line in error.errors:
+                tell(line)
+        wait = left = max(0.0, next_run - time.monotonic())
+        if failed:
+            wait = min(_about(pause), left)
+            tell(f"the next try: {time.strftime('%Y-%m-%d %H:%M', time.gmtime(time.time() + wait))} UTC")
+        pause = 2 * pause if failed else RETRY_S
+        time.sleep(wait)
+        due = failed if wait < left else chosen
+
+
+def _about(seconds: float) -> float:
+    return seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
 
 
 def _chosen(path: Path, names: tuple[str, ...]) -> tuple[list[Source], int]:
@@ -79,18 +102,18 @@ def _chosen(path: Path, names: tuple[str, ...]) -> tuple[list[Source], int]:
     return [source for source in chosen if source.url], settings.limit_bytes
 
 
-def _update(chosen: list[Source], limit: int, *, force: bool) -> int:
-    """One run over all of them. The number of those that failed."""
+def _update(chosen: list[Source], limit: int, *, force: bool) -> list[Source]:
+    """One run over all of them. Those that failed."""
     if not chosen:
-        return 0
-    failed = 0
+        return []
+    failed = []
     updating = Update(folders.tables(), limit, force=force)
     with updating.alone():
         for source in chosen:
             try:
                 line = updating.update(source)
             except (NotFetched, Refused, OSError) as error:
-                failed += 1
+                failed.append(source)
                 why = f"cannot be read or written: {error.strerror}" if isinstance(error, OSError) else str(error)
                 table = folders.tables() / source.table
                 tell(f"{source.name}: refused: {why}; {table} {'stays as it is' if table.exists() else 'is still missing'}")
@@ -99,7 +122,7 @@ def _update(chosen: list[Source], limit: int, *, force: bool) -> int:
             for line in updating.left_out():
                 tell(line)
     if failed:
-        tell(f"{failed} of {len(chosen)} failed")
+        tell(f"{len(failed)} of {len(chosen)} failed")
     return failed
 
 
