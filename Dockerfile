@@ -27,11 +27,12 @@ RUN groupadd --gid 10001 netsage \
  && useradd --uid 10001 --gid netsage --no-create-home --home-dir /var/lib/netsage --shell /usr/sbin/nologin netsage \
  && install -d -m 0755 /var/lib/netsage /var/lib/netsage/lookups \
  && install -d -m 0755 -o netsage -g netsage /var/lib/netsage/captures \
- && install -d -m 0700 -o netsage -g netsage /var/lib/netsage/state /var/lib/netsage/sink /var/lib/netsage/import
+ && install -d -m 0700 -o netsage -g netsage /var/lib/netsage/state /var/lib/netsage/sink /var/lib/netsage/import /var/lib/netsage/router
 ENV NETSAGE_LOOKUPS=/var/lib/netsage/lookups \
     NETSAGE_STATE=/var/lib/netsage/state \
     NETSAGE_SINK_STATE=/var/lib/netsage/sink \
     NETSAGE_IMPORT_STATE=/var/lib/netsage/import \
+    NETSAGE_ROUTER_STATE=/var/lib/netsage/router \
     NETSAGE_NFCAPD_DIR=/var/lib/netsage/captures \
     PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001

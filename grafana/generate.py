@@ -421,7 +421,7 @@ which writes them and this page, then `make docs`.
 - Organization and country choose flows that have it on either end.
 - A table looks at the values with the most bits, as many as it says, and shows the 20 largest rows. Over several days Elasticsearch may
   count the smaller of them a little too low, because it asks each day's index for its largest only.
-- Prometheus gives each process the label `chain` (`grafana/prometheus.yml`): worker, sink, importer.
+- Prometheus gives each process the label `chain` (`grafana/prometheus.yml`): worker, sink, importer, router.
 - The background of a map is fetched from the internet, by the browser.
 
 ## What was tested

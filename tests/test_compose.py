@@ -1,4 +1,4 @@
-"""docker-compose.yml, Dockerfile and env.example say the same as the settings."""
+"""docker-compose.yml, docker-compose.shards.yml, Dockerfile and env.example say the same as the settings."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ import yaml
 from netsage_pipeline import folders
 
 TOP = Path(__file__).parent.parent
-COMPOSE: dict[str, Any] = yaml.safe_load((TOP / "docker-compose.yml").read_text("utf-8"))
-TEXT = "\n".join(line for line in (TOP / "docker-compose.yml").read_text("utf-8").splitlines() if not line.lstrip().startswith("#"))
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-WORKER = SERVICES["worker"]
+FILES = ("docker-compose.yml", "docker-compose.shards.yml")
+COMPOSE, SHARDS = (yaml.safe_load((TOP / name).read_text("utf-8")) for name in FILES)
+TEXT = "\n".join(line for name in FILES for line in (TOP / name).read_text("utf-8").splitlines() if not line.lstrip().startswith("#"))
+ROUTER = SHARDS["services"]["router"]
+SERVICES: dict[str, dict[str, Any]] = {**COMPOSE["services"], "router": ROUTER}
+VOLUMES = {**COMPOSE["volumes"], **SHARDS["volumes"]}
 
 #: Service of ours with a chain → its directory, the variable with the directory of its state, and those of what else it mounts.
 CHAINS = {
     "worker": ("conf.d", "NETSAGE_STATE", ["NETSAGE_LOOKUPS"]),
     "sink": ("conf.d/sink", "NETSAGE_SINK_STATE", []),
     "importer": ("conf.d/import", "NETSAGE_IMPORT_STATE", ["NETSAGE_NFCAPD_DIR"]),
+    "router": ("conf.d/router", "NETSAGE_ROUTER_STATE", []),
 }
 
 #: All of ours.
@@ -97,7 +100,8 @@ def test_a_variable_that_is_handed_through_is_in_env_example() -> None:
 
 def test_the_file_is_one_of_compose() -> None:
     """The schema is that of the Compose Specification (Apache-2.0), from compose-go 2.16.2."""
-    jsonschema.validate(COMPOSE, json.loads((TOP / "tests/data/compose-spec.json").read_text("utf-8")))
+    for each in (COMPOSE, SHARDS):
+        jsonschema.validate(each, json.loads((TOP / "tests/data/compose-spec.json").read_text("utf-8")))
 
 
 def test_nothing_is_reachable_from_other_machines() -> None:
@@ -157,14 +161,14 @@ def test_a_service_of_ours_may_do_nothing_but_its_work(name: str) -> None:
 
 def test_a_service_of_ours_waits_for_healthy_servers_and_has_time_to_leave() -> None:
     healthy = {"condition": "service_healthy"}
-    assert all(SERVICES[name]["depends_on"] == {"rabbitmq": healthy} for name in ("worker", "importer", "generator"))
+    assert all(SERVICES[name]["depends_on"] == {"rabbitmq": healthy} for name in ("worker", "importer", "generator", "router"))
     assert SERVICES["sink"]["depends_on"] == {"rabbitmq": healthy, "elasticsearch": {**healthy, "required": False}}
     assert all((SERVICES[name]["init"], SERVICES[name]["stop_grace_period"]) == (True, "30s") for name in OURS)
 
 
 def test_the_doctor_sees_all_that_the_chains_see_and_changes_nothing() -> None:
     doctor = SERVICES["doctor"]
-    for name in CHAINS:
+    for name in CHAINS.keys() - {"router"}:
         assert SERVICES[name]["environment"].items() <= doctor["environment"].items()
         assert set(SERVICES[name]["secrets"]) <= set(doctor["secrets"])
         assert targets(SERVICES[name]).items() <= targets(doctor).items()
@@ -173,14 +177,15 @@ def test_the_doctor_sees_all_that_the_chains_see_and_changes_nothing() -> None:
 
 
 def test_profiles_are_those_that_the_file_and_env_example_name() -> None:
-    profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", [])}
+    services = COMPOSE["services"]
+    profiles = {profile for service in services.values() for profile in service.get("profiles", [])}
     head = (TOP / "docker-compose.yml").read_text("utf-8").partition("\nname:")[0]
     assert set(re.findall(r"^#     (\w+)   +\S", head, re.MULTILINE)) == profiles
     [line] = re.findall(r"^COMPOSE_PROFILES=(.*)$", (TOP / "env.example").read_text("utf-8"), re.MULTILINE)
     assert set(line.split(",")) <= profiles
     up = re.findall(r"--profile (\w+)", (TOP / "Makefile").read_text("utf-8"))
     assert set(up) <= profiles
-    assert [name for name, service in SERVICES.items() if not service.get("profiles")] == [
+    assert [name for name, service in services.items() if not service.get("profiles")] == [
         "rabbitmq",
         "importer",
         "worker",
@@ -212,7 +217,7 @@ def test_make_up_waits_for_no_health_check_that_comes_late() -> None:
 def test_each_path_inside_a_service_is_the_one_that_its_variable_names(name: str) -> None:
     chain, state, others = CHAINS[name]
     environment, mounted = SERVICES[name]["environment"], targets(SERVICES[name])
-    assert mounted[environment[state]] in COMPOSE["volumes"]
+    assert mounted[environment[state]] in VOLUMES
     assert set(mounted) >= {environment[state], *(environment[other] for other in others), "/etc/netsage/conf.d"}
     assert mounted["/etc/netsage/conf.d"] == "./conf.d"
     assert SERVICES[name]["command"] == ["run", "--conf", f"/etc/netsage/{chain}"]
@@ -223,17 +228,74 @@ def test_each_path_inside_a_service_is_the_one_that_its_variable_names(name: str
 
 
 def test_a_chain_serves_its_metrics_where_prometheus_asks_for_them() -> None:
-    asked = yaml.safe_load((TOP / "grafana/prometheus.yml").read_text("utf-8"))["scrape_configs"][0]["static_configs"]
-    served = []
+    served = {}
     for name in CHAINS:
         [address] = [str(value) for variable, value in SERVICES[name]["environment"].items() if variable.endswith("METRICS")]
-        served.append(f"{name}:{address.rpartition(':')[2].rstrip('}')}")
-    assert sorted(target for each in asked for target in each["targets"]) == sorted(served)
+        served[name] = f"{name}:{address.rpartition(':')[2].rstrip('}')}"
+    routers = served.pop("router")
+    asked, asked_with_shards = (
+        yaml.safe_load((TOP / "grafana" / name).read_text("utf-8")) for name in ("prometheus.yml", "prometheus.shards.yml")
+    )
+    assert targets_by_chain(asked) == {name: [target] for name, target in served.items()}
+    workers = [served["worker"].replace("worker", name) for name in shards()]
+    assert targets_by_chain(asked_with_shards) == {**targets_by_chain(asked), "router": [routers], "worker": workers}
+    assert {**asked, "scrape_configs": None} == {**asked_with_shards, "scrape_configs": None}
+    assert targets(SHARDS["services"]["prometheus"])["/etc/prometheus/prometheus.yml"] == "./grafana/prometheus.shards.yml"
+
+
+def targets_by_chain(settings: dict[str, Any]) -> dict[str, list[str]]:
+    [job] = settings["scrape_configs"]
+    assert job["job_name"] == "netsage"
+    return {each["labels"]["chain"]: each["targets"] for each in job["static_configs"]}
+
+
+def shards() -> dict[str, str]:
+    """The workers of docker-compose.shards.yml with the numbers of their shards."""
+    return {name: service["environment"]["NETSAGE_SHARD"] for name, service in SHARDS["services"].items() if name.startswith("worker")}
+
+
+def test_each_shard_has_one_worker_with_a_state_of_its_own_and_none_is_left_without_a_shard() -> None:
+    number = ROUTER["environment"]["NETSAGE_SHARDS"]
+    assert shards() == {"worker" if shard == 0 else f"worker-{shard}": str(shard) for shard in range(int(number))}
+    for name, shard in shards().items():
+        if name != "worker":
+            service = dict(SHARDS["services"][name])
+            assert service.pop("extends") == {"file": "docker-compose.yml", "service": "worker"}
+            assert service == {"environment": {"NETSAGE_SHARD": shard}, "volumes": [f"shard-{shard}:/var/lib/netsage/state"]}
+    doctor = SHARDS["services"]["doctor"]
+    assert doctor["command"] == ["doctor", "--conf", "/etc/netsage/conf.d/router", *COMPOSE["services"]["doctor"]["command"][1:]]
+    seen = {**COMPOSE["services"]["doctor"]["environment"], **doctor["environment"]}
+    assert {**ROUTER["environment"], "NETSAGE_SHARD": "0"}.items() <= seen.items()
+    assert doctor["volumes"] == ["router:/var/lib/netsage/router:ro"]
+
+
+def test_compose_makes_of_both_files_what_is_meant(tmp_path: Path) -> None:
+    program = shutil.which("docker-compose")
+    if program is None:
+        pytest.skip("docker-compose: absent")
+    (tmp_path / ".env").touch()
+    words = [
+        "--project-directory",
+        str(TOP),
+        "--env-file",
+        str(tmp_path / ".env"),
+        *(word for name in FILES for word in ("-f", str(TOP / name))),
+    ]
+    done = subprocess.run([program, *words, "--profile", "*", "config"], capture_output=True, text=True, check=True, timeout=60)
+    services = yaml.safe_load(done.stdout)["services"]
+    assert services.keys() == {*SERVICES, *shards()}
+    first, second = services["worker"], services["worker-1"]
+    first["environment"]["NETSAGE_SHARD"] = "1"
+    assert first["volumes"][0].pop("source") == "state"
+    assert second["volumes"][0].pop("source") == "shard-1"
+    assert first == second
+    assert [each["source"] for each in services["prometheus"]["volumes"]] == ["prometheus", str(TOP / "grafana/prometheus.shards.yml")]
+    assert "router" in {each["source"] for each in services["doctor"]["volumes"]}
 
 
 def test_every_volume_is_used() -> None:
-    used = {source for service in SERVICES.values() for source in (targets(service) if "volumes" in service else {}).values()}
-    assert set(COMPOSE["volumes"]) <= used
+    services = [*SERVICES.values(), *SHARDS["services"].values()]
+    assert set(VOLUMES) <= {source for service in services if "volumes" in service for source in targets(service).values()}
 
 
 def test_the_image_has_all_that_the_wheel_is_made_of_and_no_compiler() -> None:

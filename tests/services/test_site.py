@@ -1,4 +1,4 @@
-"""docker-compose.yml without Docker: the commands of its services, each a process with the environment that compose would give it."""
+"""The compose files without Docker: the commands of their services, each a process with the environment that compose would give it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import yaml
 
 from netsage_pipeline import folders
 from tests.command import COMMAND
+from tests.flows import flow
 from tests.services import netflow
 from tests.services.conftest import absent
 from tests.services.elastic import Node
@@ -26,9 +28,18 @@ from tests.services.rabbitmq import Broker, free_port, wait_for
 from tests.services.worker import Process
 
 TOP = Path(__file__).parents[2]
-COMPOSE: dict[str, Any] = yaml.safe_load((TOP / "docker-compose.yml").read_text("utf-8"))
+COMPOSE, SHARDS = (yaml.safe_load((TOP / name).read_text("utf-8")) for name in ("docker-compose.yml", "docker-compose.shards.yml"))
 
 _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?P<operator>:?-)?(?P<default>[^}]*)\}")
+
+
+def with_shards() -> dict[str, Any]:
+    """The services when COMPOSE_FILE names both files, as compose merges them."""
+    services = dict(COMPOSE["services"])
+    for name, service in SHARDS["services"].items():
+        of = COMPOSE["services"].get(service.get("extends", {}).get("service", name), {})
+        services[name] = {**of, **service, "environment": {**of.get("environment", {}), **service.get("environment", {})}}
+    return services
 
 
 class Site:
@@ -36,6 +47,7 @@ class Site:
 
     def __init__(self, directory: Path, settings: dict[str, str]) -> None:
         self._directory, self.settings = directory, settings
+        self.services: dict[str, Any] = COMPOSE["services"]
         self.processes: dict[str, Process] = {}
 
     def path(self, inside: str) -> str:
@@ -47,12 +59,20 @@ class Site:
     def environment(self, name: str) -> dict[str, str]:
         """What compose gives a service: of a value that is not there it takes the one of .env."""
         found: dict[str, str] = {}
-        for variable, value in COMPOSE["services"][name]["environment"].items():
+        for variable, value in self.services[name]["environment"].items():
             if value is not None:
                 found[variable] = self.path(self._replaced(str(value)))
             elif variable in self.settings:
                 found[variable] = self.settings[variable]
+        if name == "worker-1":  # The volume at this path is its own.
+            found["NETSAGE_STATE"] += "-of-shard-1"
         return found
+
+    def run(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """docker compose run --rm NAME WORDS"""
+        command = [str(COMMAND), *(self.path(word) for word in words)]
+        environment = {**base(), **self.environment(name)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
     def _replaced(self, value: str) -> str:
         def replace(match: re.Match[str]) -> str:
@@ -62,7 +82,7 @@ class Site:
         return _VARIABLE.sub(replace, value)
 
     def start(self, name: str) -> Process:
-        arguments = [self.path(word) for word in COMPOSE["services"][name]["command"]]
+        arguments = [self.path(word) for word in self.services[name]["command"]]
         self.processes[name] = Process({**base(), **self.environment(name)}, self._directory / f"{name}.log", *arguments)
         return self.processes[name]
 
@@ -86,10 +106,9 @@ class Site:
 
     def healthy(self, name: str) -> bool:
         """What its health check says."""
-        kind, *words = COMPOSE["services"][name]["healthcheck"]["test"]
-        assert (kind, words[0]) == ("CMD", "netsage-pipeline")
-        command = [str(COMMAND), *(self.path(word) for word in words[1:])]
-        return subprocess.run(command, env={**base(), **self.environment(name)}, check=False, timeout=60).returncode == 0
+        kind, program, *words = self.services[name]["healthcheck"]["test"]
+        assert (kind, program) == ("CMD", "netsage-pipeline")
+        return self.run(name, *words).returncode == 0
 
 
 def base() -> dict[str, str]:
@@ -198,11 +217,77 @@ def test_flows_of_the_demo_arrive_in_elasticsearch(site: Site, elastic: Node) ->
         assert len(answer["aggregations"]["sensors"]["buckets"]) == 5
         assert answer["aggregations"]["bits"]["value"] > 0
     assert all(site.healthy(name) for name in ("importer", "worker", "sink"))
-    words = [site.path(word) for word in COMPOSE["services"]["doctor"]["command"]]
-    doctor = subprocess.run(
-        [str(COMMAND), *words], env={**base(), **site.environment("doctor")}, capture_output=True, text=True, check=False, timeout=60
-    )
+    doctor = site.run("doctor", *COMPOSE["services"]["doctor"]["command"])
     assert doctor.returncode == 0, doctor.stdout
     assert all(process.code is None for process in site.processes.values())
     assert all(process.stop() == 0 for process in site.processes.values())
     assert not any("Traceback" in process.log.read_text("utf-8") for process in site.processes.values())
+
+
+def test_an_operator_comes_from_one_worker_to_two_and_back(site: Site, broker: Broker) -> None:  # noqa: PLR0915
+    """The steps of docs/operators.md. Flows that come before a step, while nothing takes them, or behind it come out whole and once."""
+    queue, output = site.settings["NETSAGE_INPUT_QUEUE"], site.settings["NETSAGE_OUTPUT_KEY"]
+    conf = ["--conf", "/etc/netsage/conf.d"]
+    sent: list[int] = []
+
+    def put(number: int) -> None:
+        ports = range(1_024 + len(sent), 1_024 + len(sent) + number)
+        sent.extend(ports)
+        at = time.time() - 60
+        for end in (at + 5, at + 10):
+            for first in ports[::10]:
+                flows = [flow(start=end - 5, end=end, meta={"src_port": port}) for port in range(first, min(first + 10, ports.stop))]
+                broker.put(queue, [orjson.dumps(flows)])
+
+    def empty(*queues: str) -> bool:
+        return not any(map(broker.count, queues))
+
+    def start(*names: str) -> None:
+        for name in names:
+            site.start(name)
+        wait_for(lambda: all(site.processes[name].has_worked for name in names), 60)
+
+    def drain(*names: str) -> None:
+        for name in names:
+            done = site.run(name, "ledger", "drain", *conf)
+            assert done.returncode == 0, done.stderr
+
+    def stop(*names: str) -> None:
+        assert all(site.processes[name].stop() == 0 for name in names)
+
+    start("worker")
+    put(50)
+    wait_for(lambda: empty(queue), 30)
+    stop("worker")
+    put(50)
+    drain("worker")
+
+    site.services = with_shards()
+    start("router", "worker", "worker-1")
+    put(50)
+    shards = [f"{queue}.0", f"{queue}.1"]
+    wait_for(lambda: empty(queue), 30)
+    assert all(site.healthy(name) for name in ("router", "worker", "worker-1"))
+    doctor = site.run("doctor", *site.services["doctor"]["command"])
+    hops = [line.split()[:3] for line in doctor.stdout.splitlines()]
+    assert ["queue", "fine", f"{queue}:"] in hops
+    assert [hop for hop in hops if hop[2].rstrip(":") in shards] == [["queue", "fine", f"{each}:"] for each in shards]
+    assert {("router", "fine"), ("worker", "fine"), ("ledger", "fine")} <= {(hop[0], hop[1]) for hop in hops}
+    stop("router")
+    assert orjson.loads(site.processes["router"].said.splitlines()[-1]).items() >= {"event": "stopped", "owed": 0}.items()
+    put(50)
+    wait_for(lambda: empty(*shards), 30)
+    stop("worker", "worker-1")
+    drain("worker", "worker-1")
+
+    site.services = COMPOSE["services"]
+    start("worker")
+    wait_for(lambda: empty(queue), 30)
+    stop("worker")
+    drain("worker")
+    documents = [document for body in broker.bodies(output) for document in orjson.loads(body)]
+    assert sorted(document["meta"]["src_port"] for document in documents) == sent
+    assert {document["values"]["num_bits"] for document in documents} == {16_000}
+    with broker.channel() as channel:
+        for each in (queue, output, *shards):
+            channel.queue_delete(each)
