@@ -269,30 +269,6 @@ def test_each_shard_has_one_worker_with_a_state_of_its_own_and_none_is_left_with
     assert doctor["volumes"] == ["router:/var/lib/netsage/router:ro"]
 
 
-def test_compose_makes_of_both_files_what_is_meant(tmp_path: Path) -> None:
-    program = shutil.which("docker-compose")
-    if program is None:
-        pytest.skip("docker-compose: absent")
-    (tmp_path / ".env").touch()
-    words = [
-        "--project-directory",
-        str(TOP),
-        "--env-file",
-        str(tmp_path / ".env"),
-        *(word for name in FILES for word in ("-f", str(TOP / name))),
-    ]
-    done = subprocess.run([program, *words, "--profile", "*", "config"], capture_output=True, text=True, check=True, timeout=60)
-    services = yaml.safe_load(done.stdout)["services"]
-    assert services.keys() == {*SERVICES, *shards()}
-    first, second = services["worker"], services["worker-1"]
-    first["environment"]["NETSAGE_SHARD"] = "1"
-    assert first["volumes"][0].pop("source") == "state"
-    assert second["volumes"][0].pop("source") == "shard-1"
-    assert first == second
-    assert [each["source"] for each in services["prometheus"]["volumes"]] == ["prometheus", str(TOP / "grafana/prometheus.shards.yml")]
-    assert "router" in {each["source"] for each in services["doctor"]["volumes"]}
-
-
 def test_every_volume_is_used() -> None:
     services = [*SERVICES.values(), *SHARDS["services"].values()]
     assert set(VOLUMES) <= {source for service in services if "volumes" in service for source in targets(service).values()}
