@@ -30,7 +30,7 @@ import orjson
 from pydantic import Field
 
 from netsage_pipeline.config import Settings
-from netsage_pipeline.flow import Changes, Finished, Flow, Lookups, Now, Refused
+from netsage_pipeline.flow import HELD_AT, Changes, Finished, Flow, Lookups, Now, Refused
 from netsage_pipeline.times import NewestEnd, milliseconds
 
 _OF_A_PART = frozenset(("type", "interval", "start", "end", "meta", "values", "@ingest_time"))
@@ -39,7 +39,7 @@ _FASTEST = 9.2e18
 
 # A held flow is a list, because it changes with every part and a million of them may be held.
 # The ledger stores it as it is, and _SLOT anew when it is restored.
-_FIRST, _PARTS, _START, _END, _BITS, _PACKETS, _FIRST_MS, _LAST_MS, _HELD_AT, _CAME_AT, _TIMEOUT, _SLOT = range(12)
+_FIRST, _PARTS, _START, _END, _BITS, _PACKETS, _FIRST_MS, _LAST_MS, _, _CAME_AT, _TIMEOUT, _SLOT = range(12)
 
 #: Flows that are given out at once; the rest comes at the next call, so that a million that end in one second do not stop everything else.
 AT_ONCE = 5_000
@@ -148,7 +148,7 @@ class Stitching:
     def _deadline(self, held: list[Any]) -> float:
         """The last value of the clock at which a part may still be added."""
         deadline: float = held[_END] + held[_TIMEOUT] + self._lateness
-        return deadline if self._event else min(held[_CAME_AT] + held[_TIMEOUT], held[_HELD_AT] + self._longest)
+        return deadline if self._event else min(held[_CAME_AT] + held[_TIMEOUT], held[HELD_AT] + self._longest)
 
     def _watch(self, flow_id: str, held: list[Any], deadline: float) -> None:
         second = int(deadline) + 1

@@ -54,7 +54,8 @@ class Document(NamedTuple):
 class Bulk:
     """Batches of documents.
 
-    prepare   called before the first request, and again after every failure, until it succeeds; raises what the client raises
+    prepare   called before the first request, again after every failure, until it succeeds, and every PREPARED_S;
+              raises what the client raises
     given     makes the flow again of a document's source, for a refusal
     most      documents in a request
     tells     whether refused documents are worth a line
@@ -96,7 +97,7 @@ class Bulk:
 
     def _answer(self, documents: list[Document]) -> Answer[Document]:
         try:
-            self._prepare_once()
+            self._prepare_if_due()
         except Exception as error:  # As below.
             return Answer([], [], [documents], _trouble(error))
         try:
@@ -108,7 +109,7 @@ class Bulk:
             return Answer([], [], [documents], _trouble(error))
         return self._judged(documents, answer.body)
 
-    def _prepare_once(self) -> None:
+    def _prepare_if_due(self) -> None:
         with self._preparing:
             if time.monotonic() > self._prepared_until:
                 self._prepare()

@@ -17,7 +17,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from netsage_pipeline.certificates import CaFile
 from netsage_pipeline.config import Settings, urls_of, with_user
-from netsage_pipeline.weburls import wrong_with
+from netsage_pipeline.weburls import unconnected, untrusted, wrong_with
 
 #: Seconds that a request may take.
 REQUEST_S = 60
@@ -96,11 +96,10 @@ def reason_of(error: Exception) -> str:
         return "it does not answer"
     if isinstance(error, TlsError):
         if "CERTIFICATE_VERIFY_FAILED" in error.message:
-            found = re.search(r"verify failed: (.*?) \(_ssl", error.message)
-            return f"its certificate is not to be trusted: {found[1] if found else 'see ca_file'}"
+            return f"its certificate is not to be trusted: {untrusted(error.message) or 'see ca_file'}"
         return "it does not speak TLS there: is it a port for http?"
     if isinstance(error, NotConnected):
-        return _of_connection(error)
+        return in_a_line(unconnected(error.message) or "the connection was lost")
     if isinstance(error, elasticsearch.AuthenticationException):
         return "it refuses the user, the password or the API key (401): correct them in the settings"
     if isinstance(error, (elasticsearch.UnsupportedProductError, SerializationError)):  # The client quotes it.
@@ -108,13 +107,6 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, ApiError):
         return _of_answer(error)
     return in_a_line(error)
-
-
-def _of_connection(error: NotConnected) -> str:
-    found = re.search(r"\[Errno -?\d+\] ([^\])'\"]+)", error.message)
-    if found:
-        return in_a_line(found[1])
-    return "the connection was lost"
 
 
 def _of_answer(error: ApiError) -> str:

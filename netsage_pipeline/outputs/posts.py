@@ -24,6 +24,7 @@ from netsage_pipeline.documents import Written
 from netsage_pipeline.flow import Flow, Stored
 from netsage_pipeline.outputs.batches import encoded
 from netsage_pipeline.outputs.senders import SENDERS, Answer, Senders, Trouble
+from netsage_pipeline.weburls import unconnected, untrusted
 
 #: Seconds that a server may ask to be left alone for.
 LONGEST_RETRY_AFTER = 3_600.0
@@ -152,15 +153,14 @@ def _seconds_of(retry_after: str) -> float:
 def _reason_of(error: Exception) -> str:
     """Why there was no answer, in words that hold nothing of the URL."""
     if isinstance(error, SSLError):
-        found = re.search(r"verify failed: (.*?) \(_ssl", str(error))
-        if found:
-            return f"its certificate is not to be trusted: {found[1]}: see ca_file"
+        if why := untrusted(str(error)):
+            return f"its certificate is not to be trusted: {why}: see ca_file"
         return "it does not speak TLS there: is it a port for http?"
     if isinstance(error, NameResolutionError):
         return "its name is not known: correct the URL, or see to DNS"
     if isinstance(error, NewConnectionError):
-        found = re.search(r"\[Errno -?\d+\] ([^\])'\"]+)", str(error))
-        return f"there is no connection ({found[1]})" if found else "there is no connection"
+        why = unconnected(str(error))
+        return f"there is no connection ({why})" if why else "there is no connection"
     if isinstance(error, ConnectTimeoutError | ReadTimeoutError | TimeoutError):
         return "it does not answer"
     return "the connection was lost"

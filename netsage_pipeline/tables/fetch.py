@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import re
 import ssl
 import time
 from base64 import b64encode
@@ -156,15 +155,13 @@ def _of_status(status: int) -> str:
 
 def _reason(error: HTTPError) -> str:
     if isinstance(error, SSLError):
-        found = re.search(r"verify failed: (.*?) \(_ssl", str(error))
-        if found:
-            return f"its certificate is not to be trusted: {found[1]}: SSL_CERT_FILE names an authority of your own"
+        if why := weburls.untrusted(str(error)):
+            return f"its certificate is not to be trusted: {why}: SSL_CERT_FILE names an authority of your own"
         return "it does not speak TLS there: correct the address"
     if isinstance(error, NameResolutionError):
         return "its name is not known: correct the address, or see to DNS"
     if isinstance(error, NewConnectionError):
-        found = re.search(r"\[Errno -?\d+\] ([^\])'\"]+)", str(error))
-        return f"no connection ({found[1] if found else 'no reason given'}): the next run tries it again"
+        return f"no connection ({weburls.unconnected(str(error)) or 'no reason given'}): the next run tries it again"
     if isinstance(error, ConnectTimeoutError | TimeoutError):
         return "it does not answer: the next run tries it again"
     if isinstance(error, ProtocolError | IncompleteRead):
