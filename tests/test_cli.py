@@ -420,6 +420,66 @@ def test_check_says_how_much_is_well(tmp_path: Path) -> None:
     assert outcome.out.decode() == f"{len(OURS)} settings files, {len(OURS) - 4} stages run, 0 tables opened, 7 missing: no errors\n"
 
 
+@pytest.mark.parametrize(
+    ("factory", "beside", "line"),
+    [
+        (
+            "source",
+            "02_input_again",
+            "the chain has 2: 01_input_rabbitmq, 02_input_again, but it needs one input: enable one of them, such as 01_input_rabbitmq",
+        ),
+        (
+            "sink",
+            "99_output_file",
+            "the chain has 2: 99_output_file, 99_output_rabbitmq, but it needs one output: enable one of them, such as 99_output_rabbitmq",
+        ),
+    ],
+)
+def test_check_says_of_two_inputs_or_outputs_what_run_says(tmp_path: Path, factory: str, beside: str, line: str) -> None:
+    (tmp_path / "stages").mkdir()
+    again = f'"""02 input again: x."""\nfrom netsage_pipeline.config import Input as Config\n\ndef {factory}(config):\n    pass\n'
+    (tmp_path / "stages" / "02_input_again.py").write_text(again)
+    conf = conf_with(tmp_path, {beside: "", "50_asn": "databse = 1"})
+    arguments = ("--conf", conf, "--stages", tmp_path / "stages")
+    assert run("check", *arguments).err.splitlines()[1:] == [line]
+    (conf / "50_asn.toml").write_text("")
+    checked, started = run("check", *arguments), run_real("run", *arguments, NETSAGE_STATE=str(tmp_path / "state"))
+    assert (checked.code, started.code) == (2, 2)
+    assert checked.err.splitlines()[-1] == started.err.splitlines()[-1] == line
+    (conf / f"{beside}.toml").write_text("enabled = false")
+    assert run("check", *arguments).code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        pytest.param({"01_input_rabbitmq": None}, ["the chain has none, but it needs one input: "], id="no input"),
+        pytest.param({"99_output_rabbitmq": "enabled = false"}, ["the chain has none, but it needs one output: "], id="no output"),
+        pytest.param(
+            {"01_input_rabbitmq": None, "99_output_rabbitmq": None, "99_output_file": ""},
+            ["the chain has none, but it needs one input: ", "/conf.d/99_output_file.toml: replaces its file at every start"],
+            id="to a file",
+        ),
+    ],
+)
+def test_check_says_of_a_chain_for_replays_why_run_refuses_it(tmp_path: Path, changes: dict[str, str | None], lines: list[str]) -> None:
+    conf = conf_with(tmp_path, changes)
+    outcome = run("check", "--conf", conf)
+    assert outcome.code == 0
+    assert len(outcome.said) == len(lines)
+    assert all(said.startswith("for replays only: ") and words in said for said, words in zip(outcome.said, lines, strict=True))
+    started = run_real("run", "--conf", conf, NETSAGE_STATE=str(tmp_path / "state"))
+    assert started.code == 2
+    assert outcome.said[0].removeprefix("for replays only: ") in started.err.splitlines()
+    assert run("replay", written(tmp_path / "dump", *SOME), "--conf", conf, "--to", "-").code == 0
+
+
+@pytest.mark.parametrize("chain", [".", "import", "probe", "router", "sink"])
+def test_every_shipped_chain_can_be_run(chain: str) -> None:
+    outcome = run("check", "--conf", folders.shipped("conf.d") / chain, NETSAGE_SENSOR="border-1")
+    assert (outcome.code, outcome.said) == (0, [])
+
+
 def test_stages_lists_the_chain_in_order_with_what_each_reads_and_writes() -> None:
     outcome = run_real("stages")
     listed = outcome.out.decode().splitlines()

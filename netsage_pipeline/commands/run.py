@@ -52,10 +52,8 @@ def working(conf: Path | None, directory: Path | None, *, restarts: bool = True)
     stages = stages_of(conf, directory)
     refuse_full_addresses(stages)
     source, sink = the(stages, "source"), the(stages, "sink")
-    if restarts and not getattr(sink.config, "for_workers", True):
-        raise SettingsError(
-            [f"{sink.settings_file.path}: replaces its file at every start, so a worker would lose what it wrote: use replay"]
-        )
+    if restarts:
+        refuse_replaced_file(sink)
     log.configure(log.secrets_of(stages))
     settings: Input = source.config  # type: ignore[assignment]
     now = Now(time.time(), clock="arrival")
@@ -82,12 +80,31 @@ def working(conf: Path | None, directory: Path | None, *, restarts: bool = True)
 
 def the(stages: list[Configured], factory: str) -> Configured:
     """The one input ("source") or output ("sink") of a chain. SettingsError if there is none, or more than one."""
+    found = at_most_one(stages, factory)
+    if found is None:
+        raise _not_one(factory, "has none")
+    return found
+
+
+def at_most_one(stages: list[Configured], factory: str) -> Configured | None:
+    """The input or output of a chain, which for a replay may have none. SettingsError if there is more than one."""
     running = [stage for stage in stages if stage.config.enabled and stage.file.factory == factory]
+    if len(running) > 1:
+        raise _not_one(factory, f"has {len(running)}: {', '.join(stage.name for stage in running)}")
+    return running[0] if running else None
+
+
+def _not_one(factory: str, which: str) -> SettingsError:
     word, example = ("input", "01_input_rabbitmq") if factory == "source" else ("output", "99_output_rabbitmq")
-    if len(running) != 1:
-        which = f"has {len(running)}: {', '.join(stage.name for stage in running)}" if running else "has none"
-        raise SettingsError([f"the chain {which}, but it needs one {word}: enable one of them, such as {example}"])
-    return running[0]
+    return SettingsError([f"the chain {which}, but it needs one {word}: enable one of them, such as {example}"])
+
+
+def refuse_replaced_file(sink: Configured) -> None:
+    """SettingsError if what an output says is stored is not there after a restart."""
+    if not getattr(sink.config, "for_workers", True):
+        raise SettingsError(
+            [f"{sink.settings_file.path}: replaces its file at every start, so a worker would lose what it wrote: use replay"]
+        )
 
 
 @contextlib.contextmanager
