@@ -15,7 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from netsage_pipeline.config import Input
 from netsage_pipeline.flow import Delivery
 from netsage_pipeline.rabbitmq.amqp import Consumer, Publisher, Receipt
-from netsage_pipeline.rabbitmq.brokers import Broker, servers
+from netsage_pipeline.rabbitmq.brokers import Broker, Name, named, servers
 
 
 class Config(Broker, Input):
@@ -24,14 +24,10 @@ class Config(Broker, Input):
         ge=0,
         description="Number of a shard, for a worker behind routers: is added, as .NUMBER, to queue, key and dead_letters; not set: none",
     )
-    queue: str = Field(
-        "netsage_deidentifier_raw", min_length=1, max_length=255, validate_default=True, description="Queue to take messages from"
-    )
-    exchange: str = Field("amq.direct", max_length=255, description="Exchange that the queue is bound to when it is created; empty: none")
-    key: str = Field("", max_length=255, description="Key that it is bound with; empty: the name of the queue")
-    dead_letters: str = Field(
-        "netsage_dead_letters", min_length=1, max_length=255, validate_default=True, description="Queue for dead letters"
-    )
+    queue: Name = Field("netsage_deidentifier_raw", min_length=1, validate_default=True, description="Queue to take messages from")
+    exchange: Name = Field("amq.direct", description="Exchange that the queue is bound to when it is created; empty: none")
+    key: Name = Field("", description="Key that it is bound with; empty: the name of the queue")
+    dead_letters: Name = Field("netsage_dead_letters", min_length=1, validate_default=True, description="Queue for dead letters")
 
     @field_validator("shard", mode="before")
     @classmethod
@@ -44,9 +40,8 @@ class Config(Broker, Input):
         shard = info.data.get("shard")
         if shard is None or not name:
             return name
-        if len(f"{name}.{shard}") > 255:
-            raise ValueError(f"is longer than 255 characters with .{shard} behind it: shorten it")
-        return f"{name}.{shard}"
+        behind = f".{shard}"
+        return named(name, behind=behind) + behind
 
 
 class QueueSource:

@@ -24,19 +24,16 @@ from netsage_pipeline.documents import document_id, identity
 from netsage_pipeline.flow import Delivery, Flow, Refusal, Stored
 from netsage_pipeline.jsonvalues import fault
 from netsage_pipeline.rabbitmq.amqp import Publisher
-from netsage_pipeline.rabbitmq.brokers import Broker, servers
+from netsage_pipeline.rabbitmq.brokers import Broker, Name, named, servers
 
 
 class Config(Broker, Output):
     for_replays: ClassVar[bool] = False
 
-    exchange: str = Field(
-        "netsage.direct", max_length=255, description="Exchange to publish to; where missing, a durable direct one is created"
-    )
-    key: str = Field("netsage_archive_input", max_length=255, description="Routing key of the messages")
-    queue: str | None = Field(
+    exchange: Name = Field("netsage.direct", description="Exchange to publish to; where missing, a durable direct one is created")
+    key: Name = Field("netsage_archive_input", description="Routing key of the messages")
+    queue: Name | None = Field(
         None,
-        max_length=255,
         description="Queue that is created where it is missing, bound with the key, so that flows wait there for their receiver; "
         "not set: named as the key; empty: none",
     )
@@ -48,9 +45,11 @@ class Config(Broker, Output):
     @field_validator("shards")
     @classmethod
     def _leave_room(cls, shards: int, info: ValidationInfo) -> int:
-        longest = max(len(info.data.get(name) or "") for name in ("key", "queue"))
-        if shards and longest + len(f".{shards - 1}") > 255:
-            raise ValueError("key or queue are longer than 255 characters with the number of a shard behind them: shorten them")
+        for name in ("key", "queue") if shards else ():
+            try:
+                named(info.data.get(name) or "", behind=f".{shards - 1}")
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from None
         return shards
 
 

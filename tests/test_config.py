@@ -246,6 +246,20 @@ def test_several_errors_of_several_files_come_at_once(tmp_path: Path) -> None:
         pytest.param(
             "99_output_file", "flows_per_message = 0", "flows_per_message: 0: Input should be greater than or equal to 1", id="none"
         ),
+        *(
+            pytest.param(
+                stage,
+                f"{name} = '{'ü' * 128}'",
+                f"{name}: '{'ü' * 128}': is longer than 255 bytes of UTF-8: shorten it",
+                id=f"{stage} {name} of 256 bytes",
+            )
+            for stage, names in {
+                "01_input_rabbitmq": ("queue", "exchange", "key", "dead_letters"),
+                "99_output_rabbitmq": ("exchange", "key", "queue"),
+            }.items()
+            for name in names
+        ),
+        pytest.param("01_input_rabbitmq", "queue = ''", "queue: '' is too short: at least 1", id="a queue without a name"),
     ],
 )
 def test_values_that_our_own_stages_refuse_are_named(tmp_path: Path, stage: str, text: str, told: str) -> None:

@@ -141,15 +141,18 @@ def test_a_shard_is_a_number(shard: str) -> None:
 @pytest.mark.parametrize("name", ["queue", "key", "dead_letters"])
 def test_a_name_has_room_for_the_number_of_its_shard(name: str) -> None:
     assert len(getattr(queue.Config(shard=7, **{name: "q" * 253}), name)) == 255
-    with pytest.raises(ValidationError, match=r"longer than 255 characters with \.7 behind it"):
+    with pytest.raises(ValidationError, match=r"longer than 255 bytes of UTF-8 with \.7 behind it"):
         queue.Config(shard=7, **{name: "q" * 254})
+    with pytest.raises(ValidationError, match=r"longer than 255 bytes of UTF-8 with \.7 behind it"):
+        queue.Config(shard=7, **{name: "ü" * 127})
 
 
 @pytest.mark.parametrize("name", ["queue", "key"])
 def test_the_names_of_a_router_have_room_for_the_number_of_every_shard(name: str) -> None:
     assert output.Config(shards=10, **{name: "q" * 253}).shards == 10
-    with pytest.raises(ValidationError, match="longer than 255 characters with the number of a shard"):
-        output.Config(shards=11, **{name: "q" * 253})
+    for too_long in ("q" * 253, "ü" * 126 + "q"):
+        with pytest.raises(ValidationError, match=rf"{name} is longer than 255 bytes of UTF-8 with \.10 behind it: shorten it"):
+            output.Config(shards=11, **{name: too_long})
 
 
 # What may run twice.

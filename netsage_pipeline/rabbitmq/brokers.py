@@ -7,7 +7,7 @@ import logging
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pika
@@ -24,7 +24,7 @@ from pika.exceptions import (
     ProbableAuthenticationError,
     StreamLostError,
 )
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 
 from netsage_pipeline.certificates import CaFile, usable_pair
 from netsage_pipeline.config import Settings, urls_of
@@ -32,7 +32,21 @@ from netsage_pipeline.config import Settings, urls_of
 #: Seconds: to connect, to shake hands; silence after which a peer is dead.
 CONNECT, HANDSHAKE, HEARTBEAT = 3, 8, 30
 
+#: Bytes that AMQP has for a name.
+NAME_BYTES = 255
+
 _PORTS = {"amqp": 5672, "amqps": 5671}
+
+
+def named(name: str, *, behind: str = "") -> str:
+    """A name of a queue or an exchange, or a key, as it came. ValueError if AMQP has no room for it with what will stand behind it."""
+    if len(f"{name}{behind}".encode()) > NAME_BYTES:
+        raise ValueError(f"is longer than {NAME_BYTES} bytes of UTF-8{behind and f' with {behind} behind it'}: shorten it")
+    return name
+
+
+#: A name of a queue or an exchange, or a key.
+Name = Annotated[str, AfterValidator(named)]
 
 
 class Broker(Settings):

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from pydantic import ValidationError
 
 from netsage_pipeline.documents import document_id
 from netsage_pipeline.flow import Delivery
@@ -63,6 +64,18 @@ def test_a_source_takes_messages_of_its_queue_under_its_name(broker: Broker, sou
     wait_for(lambda: source.caught_up, doing=lambda: source.receive(0.1))
     source.close()
     assert broker.count(name) == 0
+
+
+def test_a_name_may_be_as_long_as_the_broker_takes_it(broker: Broker) -> None:
+    """255 bytes; of letters that take two, what one more would make is refused."""
+    longest = f"{uuid.uuid4().hex}-{'ü' * 111}"
+    source = source_file.source(source_file.Config(url=broker.url, queue=longest, key=longest, dead_letters=longest))
+    wait_for(lambda: source.connected, doing=lambda: source.turn(0.1))
+    broker.put(longest, [b"1"])
+    assert source.receive(20)[0].body == b"1"
+    source.close()
+    with pytest.raises(ValidationError, match="longer than 255 bytes"):
+        source_file.Config(queue=f"{longest}x")
 
 
 def test_a_source_that_is_closed_gives_back_what_is_not_acknowledged(broker: Broker, source: Any, name: str) -> None:
