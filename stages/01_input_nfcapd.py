@@ -21,10 +21,10 @@ class Config(Input):
     state: Path = Field(Path("/var/lib/netsage/import"), description="Directory in which it is kept what was imported")
     sensors: list[Sensor] = Field(
         min_length=1,
-        description="A table for each sensor: name; directory: the tree of its files; flow_type (netflow); instance (none); router: "
-        "address of an exporter, what others sent is left out (none); min_bytes: flows with fewer are left out (10000000); min_file_age_s: "
-        "seconds for which a file did not change before it is read (60); delete_after_days: imported files that are older are deleted "
-        "(0: never)",
+        description="A table for each sensor: name; directory: the tree of its files; flow_type: netflow or sflow (netflow); "
+        "instance (none); router: address of an exporter, what others sent is left out (none); min_bytes: flows with fewer are left out "
+        "(10000000); min_file_age_s: seconds for which a file did not change before it is read (60); delete_after_days: imported files "
+        "that are older are deleted (0: never)",
     )
     poll_s: float = Field(30, gt=0, le=3600, allow_inf_nan=False, description="Seconds between two looks through the directories")
 

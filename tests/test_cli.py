@@ -480,6 +480,19 @@ def test_every_shipped_chain_can_be_run(chain: str) -> None:
     assert (outcome.code, outcome.said) == (0, [])
 
 
+def test_flows_of_capture_files_are_not_of_tstat(tmp_path: Path) -> None:
+    """The worker would take them for whole."""
+    conf = folders.shipped("conf.d") / "import"
+    outcome = run("check", "--conf", conf, NETSAGE_SENSOR="border-1", NETSAGE_FLOW_TYPE="tstat")
+    why = "sensors.0.flow_type: 'tstat' (from NETSAGE_FLOW_TYPE): Input should be 'netflow' or 'sflow'"
+    assert (outcome.code, outcome.err.splitlines()) == (2, [f"{conf}/01_input_nfcapd.toml: {why}"])
+    assert run("check", "--conf", conf, NETSAGE_SENSOR="border-1", NETSAGE_FLOW_TYPE="sflow").code == 0
+    for command in ("replay", "publish"):
+        refused = run(command, written(tmp_path / "dump", *SOME), "--flow-type", "tstat")
+        assert refused.code == 2
+        assert "'tstat' is not one of 'netflow', 'sflow'" in refused.err
+
+
 def test_stages_lists_the_chain_in_order_with_what_each_reads_and_writes() -> None:
     outcome = run_real("stages")
     listed = outcome.out.decode().splitlines()

@@ -138,6 +138,10 @@ def test_dead_letters_wait_for_room(tmp_path: Path) -> None:
         ),
         pytest.param([{"name": "a"}], "directory", id="no directory"),
         pytest.param([{"name": "a", "directory": "/x", "router": "any or ip 192.0.2.1"}], "router", id="a filter as a router"),
+        *(
+            pytest.param([{"name": "a", "directory": "/x", "flow_type": given}], "Input should be 'netflow' or 'sflow'", id=f"type {given}")
+            for given in ("tstat", "NetFlow", "")
+        ),
         pytest.param([{"name": "a", "directory": "/x", "min_bytes": -1}], "min_bytes", id="fewer than no bytes"),
         pytest.param([{"name": "a", "directory": "/x", "delete_after_days": float("nan")}], "delete_after_days", id="no number of days"),
         pytest.param([{"name": "a", "directory": "/x", "minbytes": 1}], "minbytes", id="an unknown setting"),

@@ -17,6 +17,7 @@ from netsage_pipeline.options import conf_option, stages_of
 from netsage_pipeline.rabbitmq.amqp import Publisher
 from netsage_pipeline.rabbitmq.brokers import Broker, servers
 from netsage_pipeline.rabbitmq.publish import publish
+from netsage_pipeline.reading.nfdump import FlowType
 from netsage_pipeline.reading.read import find
 from netsage_pipeline.signals import interruptible
 from netsage_pipeline.terminal import NOTHING_READ, refusing_settings, tell
@@ -32,7 +33,7 @@ from netsage_pipeline.terminal import NOTHING_READ, refusing_settings, tell
 @flow_type_option
 @min_bytes_option
 def publish_dumps(
-    paths: tuple[str, ...], conf: Path | None, rate: float | None, sensor: str | None, flow_type: str, min_bytes: int
+    paths: tuple[str, ...], conf: Path | None, rate: float | None, sensor: str | None, flow_type: FlowType, min_bytes: int
 ) -> None:
     """Put dumps on the input queue: files as for replay, 100 flows a message, persistent and confirmed.
 

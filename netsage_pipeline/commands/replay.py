@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar, get_args
 
 import click
 
@@ -19,7 +19,7 @@ from netsage_pipeline import config, folders, log, stagefile
 from netsage_pipeline.compose import Configured
 from netsage_pipeline.flow import Now, Sink
 from netsage_pipeline.options import conf_option, field_table, opened, refuse_full_addresses, stages_of, stages_option
-from netsage_pipeline.reading.nfdump import Rows
+from netsage_pipeline.reading.nfdump import FlowType, Rows
 from netsage_pipeline.reading.read import Dump, find
 from netsage_pipeline.replay import OutputError, Replay, Summary
 from netsage_pipeline.signals import interruptible
@@ -30,7 +30,9 @@ sensor_option = click.option(
     help="Sensor name for nfcapd files and records of pmacct and the netflow module; default: what the record says (label, tag, host), "
     "else the nearest directory above the file whose name is not a number",
 )
-flow_type_option = click.option("--flow-type", default="netflow", show_default=True, help="Flow type for the same")
+flow_type_option = click.option(
+    "--flow-type", type=click.Choice(get_args(FlowType)), default="netflow", show_default=True, help="Flow type for the same"
+)
 min_bytes_option = click.option(
     "--min-bytes", default=0, show_default=True, help="Leave out rows of nfcapd files with fewer bytes, after aggregation"
 )
@@ -58,7 +60,7 @@ def replay(
     to: str | None,
     dead_letters: Path | None,
     sensor: str | None,
-    flow_type: str,
+    flow_type: FlowType,
     min_bytes: int,
 ) -> None:
     """Run dumps through the chain: JSON, NDJSON, .gz, .zst, nfcapd files, records of pmacct (JSON, CSV) and of Logstash's netflow
@@ -122,7 +124,7 @@ def open_private(path: Path) -> BinaryIO:
     return open(path, "wb", opener=opener)
 
 
-def rows_of(sensor: str | None, flow_type: str, min_bytes: int) -> Callable[[Dump], Rows]:
+def rows_of(sensor: str | None, flow_type: FlowType, min_bytes: int) -> Callable[[Dump], Rows]:
     """How the rows of an nfcapd file, and the records of other programs, become flows."""
     return lambda dump: Rows(sensor_id=sensor or sensor_of(dump), flow_type=flow_type, minimum_bytes=min_bytes, overrides=bool(sensor))
 

@@ -29,7 +29,7 @@ from netsage_pipeline.config import or_none
 from netsage_pipeline.flow import Delivery
 from netsage_pipeline.importer.imported import Imported, Part
 from netsage_pipeline.importer.nffile import Blocks, DamagedFile, blocks_of, copy_part, digests, ends_of
-from netsage_pipeline.reading.nfdump import NfdumpError, Reading, Rows, is_nfcapd, state_of, usable_version
+from netsage_pipeline.reading.nfdump import FlowType, NfdumpError, Reading, Rows, is_nfcapd, state_of, usable_version
 from netsage_pipeline.reading.read import PASSED_OVER, stamped
 from netsage_pipeline.statedir import NoRoom
 from netsage_pipeline.waits import Wait
@@ -75,7 +75,7 @@ class Sensor(BaseModel):
 
     name: str
     directory: Path
-    flow_type: str = Field("netflow", min_length=1)
+    flow_type: FlowType = "netflow"
     instance: str = ""
     router: IPvAnyAddress | None = None
     min_bytes: int = Field(10_000_000, ge=0)

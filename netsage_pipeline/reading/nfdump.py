@@ -61,13 +61,17 @@ class NfdumpError(Exception):
     """nfdump is missing, too old or too new, or could not read a file; one line: which, what it said, what to do."""
 
 
+#: What the flows of capture files, and of other programs' records, can be. tstat's come as flows; stage 40 takes them for whole.
+FlowType = Literal["netflow", "sflow"]
+
+
 @dataclass(frozen=True)
 class Rows:
     """What every row of a file gets, and which rows are wanted."""
 
     sensor_id: str
     instance_id: str | int | None = None
-    flow_type: str = "netflow"
+    flow_type: FlowType = "netflow"
     #: Rows with fewer bytes (in + out, after aggregation) are left out.
     minimum_bytes: int = 0
     #: Address of an exporter: what others sent is left out, before aggregation.
