@@ -13,9 +13,9 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 
 class Settings(BaseModel):
@@ -26,10 +26,20 @@ class Settings(BaseModel):
     enabled: bool = Field(True, description="Whether the stage runs")
 
 
+def _not_empty(path: Any) -> Any:
+    if isinstance(path, str) and not path.strip():
+        raise ValueError("names no directory: write its path")
+    return path
+
+
+#: A directory. An empty text, as a variable that is not set leaves it, would be the one that the program was started in.
+Directory = Annotated[Path, BeforeValidator(_not_empty)]
+
+
 class Input(Settings):
     """The base of an input's Config."""
 
-    state: Path = Field(Path("/var/lib/netsage/state"), description="Directory of the ledger: what is held and owed")
+    state: Directory = Field(Path("/var/lib/netsage/state"), description="Directory of the ledger: what is held and owed")
     keys_limit_bytes: int = Field(
         200_000_000, ge=0, description="Memory for the keys of messages taken within 24 h of work; about 120 bytes a key"
     )

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from netsage_pipeline.config import Input, SettingsError
+from netsage_pipeline.config import Directory, Input, SettingsError
 from netsage_pipeline.importer.importing import Importer, Sensor
 from netsage_pipeline.reading.nfdump import NfdumpError
 
 
 class Config(Input):
-    state: Path = Field(Path("/var/lib/netsage/import"), description="Directory in which it is kept what was imported")
+    state: Directory = Field(Path("/var/lib/netsage/import"), description="Directory in which it is kept what was imported")
     sensors: list[Sensor] = Field(
         min_length=1,
         description="A table for each sensor: name; directory: the tree of its files; flow_type: netflow or sflow (netflow); "

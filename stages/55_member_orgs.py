@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from netsage_pipeline.config import Settings
+from netsage_pipeline.config import Directory, Settings
 from netsage_pipeline.flow import End, EndProcess, Lookups
 
 
 class Config(Settings):
-    lists: Path = Field(Path("members"), description="Directory of member lists, in NETSAGE_LOOKUPS unless absolute")
+    lists: Directory = Field(Path("members"), description="Directory of member lists, in NETSAGE_LOOKUPS unless absolute")
 
 
 def end(config: Config, lookups: Lookups) -> EndProcess:

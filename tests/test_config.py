@@ -259,6 +259,8 @@ def test_several_errors_of_several_files_come_at_once(tmp_path: Path) -> None:
             }.items()
             for name in names
         ),
+        pytest.param("01_input_rabbitmq", "state = ''", "state: '': names no directory: write its path", id="no state"),
+        pytest.param("55_member_orgs", "lists = ' '", "lists: ' ': names no directory: write its path", id="no directory of lists"),
         pytest.param("01_input_rabbitmq", "queue = ''", "queue: '' is too short: at least 1", id="a queue without a name"),
     ],
 )

@@ -137,6 +137,7 @@ def test_dead_letters_wait_for_room(tmp_path: Path) -> None:
             [{"name": "a", "directory": "/x"}, {"name": "a", "directory": "/y"}], "several sensors are called a", id="one name twice"
         ),
         pytest.param([{"name": "a"}], "directory", id="no directory"),
+        pytest.param([{"name": "a", "directory": ""}], "names no directory", id="an empty directory"),
         pytest.param([{"name": "a", "directory": "/x", "router": "any or ip 192.0.2.1"}], "router", id="a filter as a router"),
         *(
             pytest.param([{"name": "a", "directory": "/x", "flow_type": given}], "Input should be 'netflow' or 'sflow'", id=f"type {given}")
@@ -156,3 +157,9 @@ def test_a_sensor_without_router_and_instance_has_none() -> None:
     rows = Sensor(name="a", directory=Path("/x"), router="", instance="").rows
     assert (rows.router, rows.instance_id, rows.minimum_bytes, rows.flow_type) == (None, None, 10_000_000, "netflow")
     assert os.fspath(Sensor(name="a", directory=Path("/x")).directory) == "/x"
+
+
+@pytest.mark.parametrize("state", ["", " "])
+def test_the_importer_keeps_nothing_where_it_was_started(state: str) -> None:
+    with pytest.raises(ValueError, match=r"state\n.*names no directory"):
+        stage.Config(state=state, sensors=[{"name": "a", "directory": "/x"}])

@@ -25,7 +25,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, field_validator
 
 from netsage_pipeline import deadletters, waits
-from netsage_pipeline.config import or_none
+from netsage_pipeline.config import Directory, or_none
 from netsage_pipeline.flow import Delivery
 from netsage_pipeline.importer.imported import Imported, Part
 from netsage_pipeline.importer.nffile import Blocks, DamagedFile, blocks_of, copy_part, digests, ends_of
@@ -74,7 +74,7 @@ class Sensor(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    directory: Path
+    directory: Directory
     flow_type: FlowType = "netflow"
     instance: str = ""
     router: IPvAnyAddress | None = None
