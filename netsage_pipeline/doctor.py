@@ -239,7 +239,7 @@ def dead_letters(settings: Any, conf: Path) -> Said:
 
 def _declared(broker: Broker, queue: str) -> tuple[int, int]:
     """Messages and consumers of a queue. AMQPError."""
-    connection = connected(servers(broker))
+    connection = connected(servers(broker), HOP_S)
     try:
         method = connection.channel().queue_declare(queue, passive=True).method
         return int(method.message_count), int(method.consumer_count)

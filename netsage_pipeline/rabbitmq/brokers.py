@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -31,6 +33,9 @@ from netsage_pipeline.config import Settings, urls_of
 
 #: Seconds: to connect, to shake hands; silence after which a peer is dead.
 CONNECT, HANDSHAKE, HEARTBEAT = 3, 8, 30
+
+#: Seconds that a broker has to answer, however many there are.
+LEAST = 0.2
 
 #: Bytes that AMQP has for a name.
 NAME_BYTES = 255
@@ -124,9 +129,15 @@ def _server(url: str, context: ssl.SSLContext | None) -> Server:
     return Server(f"{host}:{parts.port or _PORTS[parts.scheme]}", parameters)
 
 
-def connected(brokers: list[Server]) -> pika.BlockingConnection:
-    """A connection to the first broker of the list that answers. AMQPError."""
-    for each in brokers[:-1]:
+def connected(brokers: list[Server], seconds: float = math.inf) -> pika.BlockingConnection:
+    """A connection to the first broker of the list that answers. AMQPError.
+
+    seconds   for all together: one that is silent is left after its share of what is left, the last one when it gives up by itself
+    """
+    until = time.monotonic() + seconds
+    for number, each in enumerate(brokers[:-1]):
+        share = (until - time.monotonic()) / (len(brokers) - number)
+        each.parameters.stack_timeout = min(HANDSHAKE, max(share, LEAST))
         with contextlib.suppress(AMQPError):
             return _connected(each)
     return _connected(brokers[-1])

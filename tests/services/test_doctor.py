@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +261,17 @@ def test_a_broker_that_hangs_costs_seconds_only(site: Site) -> None:
         code, lines = site.doctor(NETSAGE_RABBITMQ_URL=url)
         assert code == 1
         assert ("queue", "broken", "does not answer within 6 s: see if it is overloaded") in lines
+        assert "s3cret" not in site.said
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_brokers_that_hang_leave_time_for_the_next_one(site: Site, number: int) -> None:
+    with ExitStack() as open_ones:
+        silent = [open_ones.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        urls = [f"amqp://user:s3cret@127.0.0.1:{each.getsockname()[1]}/" for each in silent]
+        code, lines = site.doctor(NETSAGE_RABBITMQ_URL=",".join([*urls, site.broker.url]))
+        assert [state for hop, state, _ in lines if hop in ("queue", "dead letters")] == ["fine"] * 4
+        assert code == 0
         assert "s3cret" not in site.said
 
 
