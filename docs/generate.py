@@ -20,9 +20,10 @@ from netsage_pipeline.cli import main as main_command
 from netsage_pipeline.compose import Configured, configured
 from netsage_pipeline.config import shown
 from netsage_pipeline.elastic.templates import MAPPED
-from netsage_pipeline.fields import EXPORTED, STORED, TSTAT, TYPES, written
+from netsage_pipeline.fields import EXPORTED, STORED, STORED_OF_RECORD, TSTAT, TYPES, written
 from netsage_pipeline.monitoring.metrics import EVERY_S, METRICS, SERIES
 from netsage_pipeline.pmacct_plugin.settings import Plugin
+from netsage_pipeline.tables.sources import Sources
 
 GENERATED = "<!-- Written by docs/generate.py; do not edit. -->"
 
@@ -56,8 +57,8 @@ def fields_page() -> Iterator[str]:
     for name, file in stagefile.find([folders.shipped("stages")]).items():
         if file.factory == "source" and file.writes:
             yield f"\n## What records of {name} hold, which are no flows\n"
-            yield from _table(file.writes)
-    yield "\n## What Elasticsearch is given besides\n"
+            yield from _table({**file.writes, **STORED_OF_RECORD})
+    yield "\n## What Elasticsearch is given with a flow\n"
     yield from _table(STORED)
     yield "\n## How Elasticsearch takes them\n"
     yield "Whatever lies in no field of these tables or of an operator's stage is stored and shown, but cannot be searched for.\n"
@@ -75,11 +76,13 @@ def _table(fields: dict[str, str]) -> Iterator[str]:
 def settings_page() -> Iterator[str]:
     yield "# Settings"
     yield GENERATED
-    yield "\nOne TOML file for each stage in `conf.d/`. Every stage has `enabled` (default true)."
-    yield "`netsage-pipeline config` shows what is in effect.\n"
+    yield "\nOne TOML file for each stage in `conf.d/`. Every stage has `enabled` (default true). Where tables are"
+    yield "fetched from is in `conf.d/lookups/sources.toml`."
+    yield "`netsage-pipeline config` shows what of a chain is in effect.\n"
     yield "| stage | setting | default | meaning |\n|---|---|---|---|"
     of_stages = [(name, file.module.Config) for name, file in stagefile.find([folders.shipped("stages")]).items()]
-    for name, model in [*of_stages, ("plugins of `netsage-pipeline pmacct`", Plugin)]:
+    of_commands = [("plugins of `netsage-pipeline pmacct`", Plugin), ("sources of `netsage-pipeline lookups update`", Sources)]
+    for name, model in [*of_stages, *of_commands]:
         for setting, field in model.model_fields.items():
             if setting != "enabled":
                 default = "required" if field.is_required() else f"`{shown(field.get_default(call_default_factory=True))}`"

@@ -241,9 +241,9 @@ def described(config: Settings, file: SettingsFile) -> Iterator[str]:
 
 
 def shown(value: Any) -> str:
-    """A setting as it is printed, the way TOML writes it; secrets as stars."""
+    """A setting as it is printed, the way TOML writes it; secrets as stars, unless they are empty."""
     if isinstance(value, SecretStr):
-        return "********"
+        return "********" if value.get_secret_value() else '""'
     if value is None:
         return "not set"
     if isinstance(value, BaseModel):

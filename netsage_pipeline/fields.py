@@ -83,8 +83,9 @@ INSIDE: dict[str, dict[str, str]] = {
     },
 }
 
-#: What Elasticsearch is given beside the flow.
+#: What Elasticsearch is given beside the flow, or beside a record that is none.
 STORED: dict[str, str] = {"document_id": "text, of meta.id, start, end, stitched_flows, bits and packets; the document's _id"}
+STORED_OF_RECORD: dict[str, str] = {"document_id": "text, of all that the record holds; the document's _id"}
 
 
 class Field(NamedTuple):
@@ -110,7 +111,7 @@ def known(files: Iterable[StageFile], given: StageFile | None = None) -> dict[st
 
     given   the input whose records these are, if they are no flows; else what inputs write is not among them
     """
-    tables = (EXPORTED, TSTAT, STORED) if given is None else (STORED,)
+    tables = (EXPORTED, TSTAT, STORED) if given is None else (STORED_OF_RECORD,)
     types = {name: type_of(meaning) for table in tables for name, meaning in table.items()}
     owners: dict[str, str] = {}
     errors = []

@@ -171,6 +171,7 @@ def test_an_output_keeps_full_addresses_in_unless_told_otherwise() -> None:
     ("value", "expected"),
     [
         (SecretStr("hush"), "********"),
+        (SecretStr(""), '""'),
         (Path("a b"), '"a b"'),
         ("text", '"text"'),
         ([1] * 100, "[" + "1, " * 18 + "1,..."),

@@ -555,6 +555,8 @@ def test_its_fields_have_a_table_of_their_own() -> None:
     listed = run("fields", "--conf", folders.shipped("conf.d") / "probe").out.decode()
     assert "localip" in listed
     assert "meta.src_ip" not in listed
+    assert "of all that the record holds; the document's _id" in listed
+    assert "stitched_flows" not in listed
     assert "localip" not in run("fields").out.decode()
 
 

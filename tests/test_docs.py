@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -34,6 +35,14 @@ def test_a_generated_page_is_not_stale(page: str, written: Path) -> None:
 def test_every_setting_of_a_stage_has_a_meaning(name: str) -> None:
     fields = find([folders.shipped("stages")])[name].module.Config.model_fields
     assert [setting for setting, field in fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize("path", sorted(folders.shipped("conf.d").rglob("*.toml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_setting_of_a_shipped_file_is_on_the_page_of_settings(path: Path, written: Path) -> None:
+    rows = [line.split(" | ") for line in (written / "settings.md").read_text().splitlines() if line.startswith("| ")]
+    there = {row[1].strip("`") for row in rows if row[0].removeprefix("| ").split()[0] == path.stem} | {"enabled"}
+    given = tomllib.loads(path.read_text())
+    assert {name for name in given if name not in there and name.removesuffix("_file") not in there} == set()
 
 
 def test_every_command_and_option_is_on_the_page_of_commands(written: Path) -> None:

@@ -38,7 +38,8 @@ def show_fields(prefix: str, conf: Path | None, directory: Path | None, *, as_te
     come_in = {} if given else {**fields.EXPORTED, **fields.TSTAT}
     rows = [fields.Field(name, "comes in", meaning) for name, meaning in come_in.items()]
     rows += [field for file in files if file is given or file.factory != "source" for field in fields.written(file)]
-    rows += [fields.Field(name, "99_output_elasticsearch", meaning) for name, meaning in fields.STORED.items()]
+    stored = fields.STORED_OF_RECORD if given else fields.STORED
+    rows += [fields.Field(name, "99_output_elasticsearch", meaning) for name, meaning in stored.items()]
     names, by = max(len(row.name) for row in rows), max(len(row.by) for row in rows)
     for row in rows:
         say(f"{row.name:<{names}}  {row.by:<{by}}  {row.meaning}")
