@@ -401,6 +401,7 @@ def test_no_record_leaves_no_file(tmp_path: Path) -> None:
         {"break": "a\nb\r\u2028", "tab": "\t"},
         {"float": 1.0, "small": 1e-300, "exact": 0.1},
         {"nested": {"a": [1, None, True, {}, []]}},
+        {"words": "Infinity", "none": None, "big": 2**70},
     ],
 )
 def test_whatever_an_index_holds_is_a_line_of_json(source: dict[str, Any]) -> None:
@@ -408,6 +409,12 @@ def test_whatever_an_index_holds_is_a_line_of_json(source: dict[str, Any]) -> No
     assert b"\n" not in line
     assert json.loads(line) == source
     assert list(json.loads(line)) == list(source)
+
+
+@pytest.mark.parametrize("source", [{"a": [1, {"b": 1e400}]}, {"a": -1e400, "big": 2**70}])
+def test_a_number_that_would_be_lost_is_refused(source: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^holds a number beyond 1\.8e308, which would be lost$"):
+        line_of(source)
 
 
 @pytest.mark.parametrize(
@@ -420,6 +427,13 @@ def test_whatever_an_index_holds_is_a_line_of_json(source: dict[str, Any]) -> No
         (["--sort", " "], "--sort: is empty: is a variable empty?"),
         (["--query", '{"a": '], "--query: begins like JSON, but is none: Expecting value: line 1 column 6 (char 5)"),
         (["--query", '{"a": NaN}'], "--query: begins like JSON, but is none: NaN is no value"),
+        (["--query", '{"a": ' * 300 + "1" + "}" * 300], "--query: is JSON that cannot be sent: nested too deeply: write it in another way"),
+        (
+            ["--query", '{"a": ' * 9_000 + "1" + "}" * 9_000],
+            "--query: is JSON that cannot be sent: nested too deeply: write it in another way",
+        ),
+        (["--query", '{"a": 1e400}'], "--query: is JSON that cannot be sent: NaN or infinity: write it in another way"),
+        (["--index", "a\udcff", "--query", "\udcff"], "--index: is not UTF-8: write it in UTF-8\n--query: is not UTF-8: write it in UTF-8"),
         (["--out", "/"], "/: is a directory: name a file in it with --out"),
         (["--conf", "/nix"], f"/nix: no such directory of settings; ours are in {shipped('conf.d')}"),
     ],

@@ -19,6 +19,7 @@ from netsage_pipeline.config import SettingsError
 from netsage_pipeline.elastic.cluster import Cluster, client
 from netsage_pipeline.elastic.dump import NotDumped, Unanswered, Wanted, dump
 from netsage_pipeline.elastic.partfile import Out, PartFile, Stream
+from netsage_pipeline.jsonvalues import fault
 from netsage_pipeline.options import conf_option, stages_of
 from netsage_pipeline.terminal import INTERRUPTED, NOTHING_READ, leave_standard_output, refusing_settings, tell
 
@@ -57,6 +58,9 @@ def dump_records(
 
     The server is that of the chain in --conf whose output is 99_output_elasticsearch; default: conf.d/sink of ours."""
     with refusing_settings():
+        texts = {"--index": index, "--query": query, "--sort": sort, "--time": time, "--id-field": id_field}
+        if wrong := [f"{option}: is not UTF-8: write it in UTF-8" for option, text in texts.items() if fault(text)]:
+            raise SettingsError(wrong)
         wanted = Wanted(index, *_span(since, until), _query(query), sort, time, id_field)
         for option, text in (("--index", index), ("--sort", sort), ("--time", time)):
             if not text.strip():
@@ -88,6 +92,9 @@ def reporting(out: Out) -> Iterator[None]:
         sys.exit(NOTHING_READ)
     except NotDumped as error:
         tell(str(error))
+        sys.exit(NOTHING_READ)
+    except RecursionError:  # Elasticsearch takes in what is nested a thousand deep, Python reads a little less.
+        tell("Elasticsearch: a record is nested too deeply to be read: leave it out with --query")
         sys.exit(NOTHING_READ)
     except BrokenPipeError:  # Whoever reads it has enough.
         leave_standard_output()
@@ -123,9 +130,13 @@ def _query(text: str) -> str:
     text = text.strip()
     if text.startswith("{"):
         try:
-            json.loads(text, parse_constant=_no_json)
+            wrong = fault(json.loads(text, parse_int=float, parse_constant=_no_json))  # Integers may have any length.
+        except RecursionError:
+            wrong = "nested too deeply"
         except ValueError as error:
             raise SettingsError([f"--query: begins like JSON, but is none: {error}"]) from None
+        if wrong:
+            raise SettingsError([f"--query: is JSON that cannot be sent: {wrong}: write it in another way"])
     return text
 
 

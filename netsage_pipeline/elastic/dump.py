@@ -22,6 +22,7 @@ from tqdm import tqdm
 from netsage_pipeline.elastic.cluster import in_a_line, is_refusal, reason_of, refusal_of
 from netsage_pipeline.elastic.partfile import Out
 from netsage_pipeline.elastic.spill import Record, Spill
+from netsage_pipeline.jsonvalues import has_nan
 from netsage_pipeline.progress import PROGRESS_S
 
 #: How long the server keeps the point in time after each request, should nobody close it: after kill -9, or while a pipe stands still.
@@ -193,15 +194,23 @@ def _hit(found: dict[str, Any], wanted: Wanted, order: Order) -> Hit:
         raise NotDumped(f"{index}: {order.id_field} is not always a copy of the id: --id-field '' does without it")
     if source.get(wanted.id_field) == known_as:
         del source[wanted.id_field]
-    return Hit(found["sort"][0], Record(known_as, index, line_of(source)))
+    try:
+        line = line_of(source)
+    except ValueError as error:
+        raise NotDumped(f"{index}: record {known_as} {error}: leave it out with --query 'NOT _id:\"{known_as}\"'") from None
+    return Hit(found["sort"][0], Record(known_as, index, line))
 
 
 def line_of(source: dict[str, Any]) -> bytes:
-    """JSON without a line break in it."""
+    """JSON without a line break in it. ValueError, in words, if a number would be lost."""
     try:
-        return orjson.dumps(source)
+        line = orjson.dumps(source)
     except TypeError:  # Whole numbers of more than 64 bits, halves of surrogate pairs: all of it may be in an index.
-        return json.dumps(source, separators=(",", ":")).encode()
+        line = json.dumps(source, separators=(",", ":")).encode()
+    # Elasticsearch keeps 1e400 as it came where the field is not mapped. It was read as infinity, which became one of these.
+    if (b"null" in line or b"Infinity" in line) and has_nan(source):
+        raise ValueError("holds a number beyond 1.8e308, which would be lost")
+    return line
 
 
 def _order(server: Elasticsearch, wanted: Wanted) -> Order:

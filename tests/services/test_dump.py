@@ -380,6 +380,30 @@ def test_types_of_a_field_that_differ_from_index_to_index_sort_together(elastic:
     assert [flow["n"] for flow in outcome.flows] == [n for n in range(20) for _ in range(2)]
 
 
+@pytest.mark.parametrize(
+    ("field", "line"),
+    [
+        ("1e400", "record it holds a number beyond 1.8e308, which would be lost: leave it out with --query 'NOT _id:\"it\"'"),
+        ("[" * 995 + "]" * 995, "a record is nested too deeply to be read: leave it out with --query"),
+    ],
+)
+def test_what_cannot_be_kept_as_it_is_is_a_line(field: str, line: str, elastic: Node) -> None:
+    create(elastic, "odd")
+    with elastic.client() as server:
+        body = '{"@timestamp": "2026-01-01T00:00:00Z", "a": %s}'
+        headers = {"content-type": "application/json", "accept": "application/json"}
+        server.perform_request("PUT", "/odd/_doc/it?refresh=true", headers=headers, body=(body % field).encode())
+        server.index(index="odd", document={"@timestamp": "2026-01-01T00:00:00Z"}, refresh=True)
+        try:
+            outcome = dump(elastic, "--index", "odd")
+            assert (outcome.code, outcome.out) == (1, b"")
+            assert outcome.err.endswith(f": {line}\n")
+            assert outcome.err.count("\n") == 1
+            assert len(dump(elastic, "--index", "odd", "--query", 'NOT _id:"it"').flows) == 1
+        finally:
+            clear(server, "odd")
+
+
 def test_closed_indices_are_named(elastic: Node) -> None:
     with elastic.client() as server:
         for index in ("shut-1", "shut-2"):
