@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from netsage_pipeline import folders
+from netsage_pipeline.commands import retain
 from netsage_pipeline.compose import configured
 from netsage_pipeline.elastic.retention import age_of, decide, wrong_with_pattern, wrong_with_prefix
 
@@ -184,3 +191,25 @@ def test_the_policy_for_servers_with_ilm_deletes_what_is_old_and_disturbs_no_set
     assert phases["delete"]["actions"] == {"delete": {}}
     assert age_of(phases["delete"]["min_age"])
     assert configured(directory, [folders.shipped("stages")])
+
+
+def test_a_signal_leaves_no_lock_of_the_client_taken() -> None:
+    """Else Python, which closes the client's connections at its end, would wait for it until the second Ctrl-C."""
+    lock = threading.Lock()
+
+    def interrupted(**_: Any) -> list[dict[str, str]]:
+        lock.acquire()  # As the client does for its connections, in Python code, with nothing that releases it here.
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        lock.release()
+        return [{"index": f"{PREFIX}-2020.01.01", "docs.count": "0", "store.size": "0"}]
+
+    listing: Any = SimpleNamespace(cat=SimpleNamespace(indices=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        retain.listed(listing, PREFIX)
+    assert lock.acquire(timeout=5)
+    lock.release()
+    deleting: Any = SimpleNamespace(indices=SimpleNamespace(delete=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        retain.delete(deleting, f"{PREFIX}-2020.01.01")
+    assert lock.acquire(timeout=5)

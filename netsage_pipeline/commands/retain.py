@@ -13,7 +13,7 @@ from elasticsearch import ApiError, Elasticsearch, NotFoundError
 
 from netsage_pipeline.commands.dump import cluster_of
 from netsage_pipeline.config import SettingsError
-from netsage_pipeline.elastic.cluster import client, reason_of
+from netsage_pipeline.elastic.cluster import answered, client, reason_of
 from netsage_pipeline.elastic.retention import age_of, decide, wrong_with_pattern, wrong_with_prefix
 from netsage_pipeline.options import conf_option
 from netsage_pipeline.signals import interruptible
@@ -91,8 +91,9 @@ def retained(server: Elasticsearch, prefix: str, pattern: str, age: timedelta, n
 
 def listed(server: Elasticsearch, prefix: str) -> list[Index]:
     """Indices, open and closed, by name; an alias and a data stream give those behind them, under their own names."""
-    rows = server.cat.indices(
-        index=f"{prefix}*", expand_wildcards=["open", "closed"], h="index,docs.count,store.size", bytes="b", format="json"
+    columns = "index,docs.count,store.size"
+    rows = answered(
+        lambda: server.cat.indices(index=f"{prefix}*", expand_wildcards=["open", "closed"], h=columns, bytes="b", format="json")
     )
     found = [Index(str(row["index"]), int(row["docs.count"] or 0), int(row["store.size"] or 0)) for row in rows]  # type: ignore[index]
     return sorted(found)
@@ -101,7 +102,7 @@ def listed(server: Elasticsearch, prefix: str) -> list[Index]:
 def delete(server: Elasticsearch, name: str) -> str:
     """Deletes the index of exactly this name. Why it could not be, "" if it is gone. The connection's errors go through."""
     try:
-        server.indices.delete(index=name, expand_wildcards="none")
+        answered(lambda: server.indices.delete(index=name, expand_wildcards="none"))
     except NotFoundError:
         return ""
     except ApiError as error:

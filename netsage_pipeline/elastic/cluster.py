@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import ssl
-from typing import Any
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import elasticsearch
@@ -21,6 +25,11 @@ from netsage_pipeline.weburls import unconnected, untrusted, wrong_with
 
 #: Seconds that a request may take.
 REQUEST_S = 60
+
+#: Signals that end a command.
+STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+T = TypeVar("T")
 
 
 class Cluster(Settings):
@@ -79,6 +88,28 @@ def client(cluster: Cluster) -> Elasticsearch:
 def _with_port(url: str) -> str:
     parts = urlsplit(url)
     return url if parts.port else parts._replace(netloc=f"{parts.netloc}:{443 if parts.scheme == 'https' else 80}").geturl()
+
+
+def answered(ask: Callable[[], T]) -> T:
+    """What a request gives. It is made by a thread of its own: a signal that interrupts the client may leave one of its locks taken for
+    ever, and whoever asks for that next, another request or Python's own end, would wait for it."""
+    answers: SimpleQueue[tuple[T, None] | tuple[None, Exception]] = SimpleQueue()  # Its own lock is in C, where no signal comes between.
+
+    def work() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # The thread has the mask of its maker.
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    answer, error = answers.get()
+    if error is not None:
+        raise error
+    return cast(T, answer)
 
 
 def is_refusal(error: Exception) -> bool:

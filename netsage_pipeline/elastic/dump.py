@@ -7,10 +7,8 @@ import json
 import re
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -19,7 +17,7 @@ from elastic_transport import SerializationError, TransportError
 from elasticsearch import ApiError, Elasticsearch
 from tqdm import tqdm
 
-from netsage_pipeline.elastic.cluster import in_a_line, is_refusal, reason_of, refusal_of
+from netsage_pipeline.elastic.cluster import STOPS, answered, in_a_line, is_refusal, reason_of, refusal_of
 from netsage_pipeline.elastic.partfile import Out
 from netsage_pipeline.elastic.spill import Record, Spill
 from netsage_pipeline.jsonvalues import has_nan
@@ -33,9 +31,6 @@ PAGE_RECORDS, PAGE_BYTES = 5_000, 8_000_000
 
 #: Seconds after which a server that has gone away is given up.
 PATIENCE_S = 30.0
-
-#: Signals that end a dump.
-STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 #: Statuses that may pass: too many requests, a node or shards that are not there.
 _PASSING = (429, 502, 503, 504)
@@ -308,7 +303,7 @@ class PointInTime:
         while True:
             try:
                 pit = {"id": self.known_as, "keep_alive": KEEP_ALIVE}
-                answer = _answered(partial(self.server.search, pit=pit, size=size, allow_partial_search_results=False, **request))
+                answer = answered(partial(self.server.search, pit=pit, size=size, allow_partial_search_results=False, **request))
             except (ApiError, TransportError) as error:
                 failed = failed or time.monotonic()
                 if not _may_pass(error) or time.monotonic() - failed > PATIENCE_S:
@@ -357,25 +352,6 @@ def _refused(error: ApiError) -> str:
         reasons.append(re.sub(r"^\[\d+:\d+\] ", "", in_a_line(inner.get("reason") or inner.get("type"))))
         inner = inner.get("caused_by")
     return ": ".join(reasons)
-
-
-def _answered(ask: Callable[[], Any]) -> Any:
-    """What a request gives. It is made by a thread of its own, because a signal that interrupts the client may leave one of its locks
-    taken for ever, and the request that closes the point in time would wait for it."""
-    answer: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(ask())
-        except Exception as error:
-            answer.set_exception(error)
-
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # The thread has the mask of its maker.
-    try:
-        threading.Thread(target=work, daemon=True).start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return answer.result()
 
 
 @contextlib.contextmanager
