@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,16 @@ def test_an_input_that_is_empty_is_told(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text('index = "a"', "utf-8")
     outcome = run("pmacct", "p", "--conf", tmp_path, "--input", "")
     assert (outcome.code, outcome.err) == (2, "--input: is empty: is a variable empty?\n")
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "directory"])
+def test_dead_letters_are_a_file(tmp_path: Path, kind: str) -> None:
+    letters = {"device": Path("/dev/zero"), "pipe": tmp_path / "pipe", "directory": tmp_path}[kind]
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "p.toml").write_text(f'index = "a"\ndead_letters = "{letters}"\n', "utf-8")
+    outcome = run("pmacct", "p", "--conf", tmp_path, stdin=b"neither")
+    line = f"{tmp_path}/p.toml: dead_letters: {letters} is no regular file: name one, or one that is not there yet\n"
+    assert (outcome.code, outcome.err) == (2, line)
 
 
 def test_the_file_of_dead_letters_is_not_read_while_it_is_written(tmp_path: Path) -> None:

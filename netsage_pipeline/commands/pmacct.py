@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -51,6 +52,8 @@ def pmacct_records(plugin: str, file: Path | None, conf: Path, given: str | None
         letters = settings.dead_letters or Path(f"{settings.input_file or _STATE / plugin}.dead-letters.ndjson")
         if source and source.resolve() == letters.resolve():
             raise SettingsError([f"{source}: is where refused records are kept, so it cannot be read: move it away first"])
+        if _is_endless(letters):
+            raise SettingsError([f"{where.path}: dead_letters: {letters} is no regular file: name one, or one that is not there yet"])
         log.configure([secret.get_secret_value() for secret in (settings.password, settings.api_key) if secret])
         transform, template = _opened(settings, where)
     for remark in remarks:
@@ -94,6 +97,14 @@ def _source(given: str | None, settings: Plugin) -> Path | None:
     if sys.stdin.isatty():
         raise SettingsError(["standard input: is a terminal: give it what pmacct writes, or name a file with --input or input_file"])
     return None
+
+
+def _is_endless(letters: Path) -> bool:
+    """Whether dead letters would go to a device or a pipe: what is there already is read first, and of these it may have no end."""
+    try:
+        return not stat.S_ISREG(letters.stat().st_mode)
+    except OSError:  # There is none yet, or that is said when it is written.
+        return False
 
 
 def _opened(settings: Plugin, where: SettingsFile) -> tuple[Callable[[Record], None], dict[str, Any]]:
