@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,25 @@ def test_settings_that_toml_cannot_say_are_not_converted(tmp_path: Path, value: 
     line = f"{path}: null, NaN or ${{NAME}} is in it, which TOML would not say: keep my_print.conf, it is read as it is\n"
     assert (outcome.code, outcome.err) == (2, line)
     assert not path.with_suffix(".toml").exists()
+
+
+def test_the_name_of_the_index_in_the_input_file_goes_by_the_clock(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"ES_IndexName": "in-%Y", "ES_Type": "t", "InputFile": "/x/$PluginName-$IndexName-$Type.json"}')
+    wanted = [Path(f"/x/my_print-in-{year}-t.json") for year in range(date.today().year, date.today().year + 2)]
+    assert plugins.read("my_print", tmp_path)[0].input_file in wanted
+    outcome = run("pmacct", "convert", path)
+    line = f"{path}: InputFile: $IndexName holds the date, which TOML would not say: keep my_print.conf, it is read as it is\n"
+    assert (outcome.code, outcome.err) == (2, line)
+    written(tmp_path, '{"ES_IndexName": "in", "InputFile": "/x/$IndexName.json"}')
+    assert run("pmacct", "convert", path).code == 0
+    assert plugins.read("my_print", tmp_path)[0].input_file == Path("/x/in.json")
+
+
+def test_an_index_without_a_name_is_told_though_the_input_file_has_it(tmp_path: Path) -> None:
+    path = written(tmp_path, r'{"ES_IndexName": "a\ud800", "InputFile": "/x/$IndexName.json"}')
+    outcome = run("pmacct", "my_print", "--conf", tmp_path)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"{path}: ES_IndexName: ")
 
 
 def test_a_setting_that_is_none_is_told(tmp_path: Path) -> None:

@@ -165,6 +165,10 @@ def _convert(file: Path) -> None:
     if target == file or target.exists():
         raise SettingsError([f"{target}: is there already: move it away first"])
     _opened(settings, where)
+    if "%" in settings.index and plugins.INDEX_MACRO in str(plugins.json_of(file, "").get("InputFile")):
+        raise SettingsError(
+            [f"{file}: InputFile: {plugins.INDEX_MACRO} holds the date, which TOML would not say: keep {file.name}, it is read as it is"]
+        )
     try:
         target.touch(0o600)  # A password may be in it.
         target.write_text(plugins.as_toml(where, remarks.values()), "utf-8")

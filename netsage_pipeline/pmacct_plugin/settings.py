@@ -129,6 +129,10 @@ _OURS = {
     "InputFile": "input_file",
     "Transformations": "transformations",
 }
+
+#: What stands for the name of the index in InputFile.
+INDEX_MACRO = "$IndexName"
+
 _IN_TRANSFORMATIONS = {"Conditions": "conditions", "Actions": "actions"}
 _IN_ACTIONS = {
     "Type": "type",
@@ -166,7 +170,8 @@ def p2es(path: Path) -> tuple[SettingsFile, dict[str, str]]:
     if given.get("InputFile") == "-":
         del values["input_file"]
     if isinstance(values.get("input_file"), str):
-        for macro, text in (("$PluginName", path.stem), ("$Type", str(given.get("ES_Type", "")))):
+        index = _of_now(str(values.get("index", "")))
+        for macro, text in (("$PluginName", path.stem), (INDEX_MACRO, index), ("$Type", str(given.get("ES_Type", "")))):
             values["input_file"] = values["input_file"].replace(macro, text)
     if "template" not in values and (path.parent / _THEIR_TEMPLATE).exists():
         values["template"] = _THEIR_TEMPLATE
@@ -176,6 +181,14 @@ def p2es(path: Path) -> tuple[SettingsFile, dict[str, str]]:
             if isinstance(each, dict) and isinstance(each.get("actions"), list):
                 each["actions"] = [_renamed(action, _IN_ACTIONS) for action in each["actions"]]
     return SettingsFile(path, values, {}, errors), remarks
+
+
+def _of_now(index: str) -> str:
+    """The name by the machine's clock and zone, as there, and not by a record's time."""
+    try:
+        return datetime.now().astimezone().strftime(index)
+    except ValueError:  # What is wrong with it is said of the index.
+        return index
 
 
 def _errors_of(auth: Any, values: dict[str, Any], path: Path) -> list[str]:
