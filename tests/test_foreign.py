@@ -366,6 +366,46 @@ def test_a_line_that_is_no_record_says_why() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("line", "separator"),
+    [
+        (b"SRC_IP,DST_IP,PACKETS,BYTES", b","),
+        (b"TAG;dscp;tcp_rtt", b";"),
+        (b"SRC_IP\tDST_IP\tNAT_EVENT\tTIMESTAMP_ARRIVAL", b"\t"),
+        (b"SRC_NET|SH_COUNTRY|FLOWS", b"|"),
+    ],
+)
+def test_a_line_of_names_begins_csv(line: bytes, separator: bytes) -> None:
+    values = separator.join([b"1"] * len(line.split(separator)))
+    content = [b"it comes at last\n", *(each + b"\n" for each in (line, line, values))]
+    found = [(each.line, each.wrong) for each in pmacct.records(enumerate(content, 1))]
+    assert found == [(1, "neither JSON nor CSV"), (4, "")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"no packets yet",
+        b"cannot connect: bytes",
+        b"name,size",
+        b"SRC_IP,,BYTES",
+        b"SRC_IP,BYTES,",
+        b"SRC_IP,BYTES,bytes",
+        b"BYTES",
+        b"10,BYTES",
+        b"SRC_IP DST_IP,BYTES",
+        b"src_ip,bytes",
+    ],
+)
+def test_what_is_no_line_of_names_costs_only_itself(line: bytes) -> None:
+    """A program in front of the pipe may say something on standard output first."""
+    found = [(each.line, each.wrong) for each in pmacct.records(enumerate([line + b"\n", *CSV.splitlines(True)], 1))]
+    assert found == [(1, "neither JSON nor CSV"), (3, "")]
+    record = json.dumps(RECORD).encode()
+    found = [(each.line, each.wrong) for each in pmacct.records(enumerate([line, record, b"SRC_IP,BYTES\n", record], 1))]
+    assert found == [(1, "neither JSON nor CSV"), (2, ""), (3, "neither JSON nor CSV"), (4, "")]
+
+
 @given(st.lists(st.binary(max_size=40)), st.booleans())
 def test_whatever_a_file_holds_each_line_is_told_by_its_number(lines: list[bytes], table: bool) -> None:
     given = [line.replace(b"\n", b"") + b"\n" for line in lines]

@@ -44,6 +44,9 @@ _NUMBERS = frozenset(
     }
 )
 
+#: Columns one of which is in every first line of CSV, also in one without counters (event_csv), as pmacct writes its own: in capitals.
+_PMACCTS = frozenset(name.upper() for name in (*_NUMBERS, *TIMES, *NAMES.src_ip, *NAMES.dst_ip, *NAMES.protocol, *NAMES.sensor))
+
 #: What print_markers writes around CSV, and as events into JSON.
 _MARKER = re.compile(rb"--(START|END) \(\d+\)--\s*")
 _MARKERS = ("purge_init", "purge_close")
@@ -68,17 +71,22 @@ class Columns(NamedTuple):
 
 
 def columns(line: bytes) -> Columns | None:
-    """The columns that a first line names; None if it is no such line."""
+    """The columns that a first line names; None if it is no such line: each once, and one of pmacct's own among them.
+
+    Primitives of one's own (aggregate_primitives) stand there as one wrote them.
+    """
     text = line.decode("utf-8", "replace").rstrip("\r\n")
     separator = next((character for character in text if not (character.isalnum() or character in "_@")), "")
     names = text.split(separator) if separator else [text]
-    return Columns([name.lower() for name in names], separator) if all(map(_COLUMN.fullmatch, names)) and separator else None
+    if not separator or not all(map(_COLUMN.fullmatch, names)) or _PMACCTS.isdisjoint(names):
+        return None
+    small = [name.lower() for name in names]
+    return Columns(small, separator) if len(set(small)) == len(small) else None
 
 
 def is_table(line: bytes) -> bool:
     """Whether this is the first line of CSV with counters."""
     found = columns(line)
-    # Primitives of one's own (aggregate_primitives) stand there as one wrote them, the counters always in capitals.
     return found is not None and not {b"BYTES", b"PACKETS"}.isdisjoint(line.rstrip().split(found.separator.encode()))
 
 
@@ -110,6 +118,7 @@ def records(lines: Iterable[tuple[int, bytes]]) -> Iterator[Record]:
     """The records of numbered lines, JSON or CSV, with their ends of line."""
     table: Columns | None = None
     first = b""
+    is_json = False
     for line, given in lines:
         if not given.strip() or is_marker(given):
             continue
@@ -122,14 +131,14 @@ def records(lines: Iterable[tuple[int, bytes]]) -> Iterator[Record]:
                 if not given.endswith(b"\n"):  # Its last value may be the half of one.
                     raise ValueError("has no end of line: cut off?")
                 fields = table.record(given)
-            elif not first and given.lstrip()[:1] != b"{" and (found := columns(given)) is not None:
+            elif not is_json and (found := columns(given)) is not None:
                 table, first = found, given.rstrip()
                 continue
             else:
                 fields, wrong = _object(given)
+                is_json = is_json or not wrong
         except ValueError as error:
             wrong = str(error) if not isinstance(error, UnicodeDecodeError) else "not UTF-8"
-        first = first or given.rstrip()
         if not (fields and is_event(fields)):
             yield Record(line, fields, wrong, given)
 
