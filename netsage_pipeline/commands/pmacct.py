@@ -69,9 +69,9 @@ def pmacct_records(plugin: str, file: Path | None, conf: Path, given: str | None
         sys.exit(NOTHING_READ)
     server = client(settings)
     with stopping() as stop:
-        indexing = Indexing(settings, server, lambda: install(server, settings, template), transform, letters, stop)
+        indexing = Indexing(settings, server, lambda: install(server, settings, plugin, template), transform, letters, stop)
         try:
-            _prepare(indexing, lambda: install_patiently(server, settings, template, stop), name_of(settings))
+            _prepare(indexing, lambda: install_patiently(server, settings, plugin, template, stop), name_of(settings))
             _take(indexing, files, name)
             indexing.finish()
         except OSError as error:
@@ -129,11 +129,11 @@ def _opened(settings: Plugin, where: SettingsFile) -> tuple[Callable[[Record], N
     return transform, template
 
 
-def _prepare(indexing: Indexing, prepare: Callable[[], bool], name: str) -> None:
+def _prepare(indexing: Indexing, prepare: Callable[[], str], name: str) -> None:
     """Sees to the index template. Without it indices would get another mapping, so all records are put aside then."""
     try:
-        if prepare():
-            tell(f"index template {name}: installed")
+        if done := prepare():
+            tell(f"index template {name}: {done}")
     except NotInstalled as error:
         tell(str(error))
         indexing.give_up()

@@ -93,12 +93,16 @@ def name_of(plugin: Plugin) -> str:
     return f"pmacct-{re.sub(r'[-_.+]?[*]', '', plugin.pattern)}"
 
 
-def install(client: Elasticsearch, plugin: Plugin, body: dict[str, Any]) -> bool:
-    """Installs the template, also over ours of another file or for other indices, but not over somebody else's; whether it did.
+def install(client: Elasticsearch, plugin: Plugin, known_as: str, body: dict[str, Any]) -> str:
+    """Installs the template, also over ours of another file or for other indices, but not over somebody else's; what was done, in words.
+
+    known_as   the plugin's name
 
     Patterns that the installed one has stay: plugins that share its name may date their indices differently. NotInstalled, and whatever
     else the client raises.
     """
+    done = "installed"
+    made_by: dict[str, str] = {}  # plugin → digest of what it installed last
     name = name_of(plugin)
     patterns = _patterns(body)
     made_of = _digest({key: value for key, value in body.items() if key != "index_patterns"})
@@ -107,20 +111,24 @@ def install(client: Elasticsearch, plugin: Plugin, body: dict[str, Any]) -> bool
     except NotFoundError:
         pass
     else:
-        known = found.get("_meta", {}).get("made_of")
+        meta = found.get("_meta", {})
+        known, made_by = meta.get("made_of"), meta.get("made_by", {})
         missing = [pattern for pattern in patterns if pattern not in found["index_patterns"]]
         if known is None or (known == made_of and not missing):
-            return False
+            return ""
         patterns = [*found["index_patterns"], *missing]
+        if known != made_of and made_by.get(known_as) == made_of:  # Its own did not change.
+            others = " and ".join(other for other, made in made_by.items() if made == known)
+            done = f"installed in place of that of {others}, for the same indices: name one template in the settings of all"
     try:
-        meta = {**body.get("_meta", {}), "made_of": made_of}
+        meta = {**body.get("_meta", {}), "made_of": made_of, "made_by": {**made_by, known_as: made_of}}
         client.indices.put_index_template(name=name, body={**body, "index_patterns": patterns, "_meta": meta})
     except BadRequestError as error:
         where = plugin.template or "ours"
         raise NotInstalled(
             f"index template {name} ({where}): Elasticsearch does not take it: {reason_of(error)}: nothing is written"
         ) from None
-    return True
+    return done
 
 
 def _patterns(body: dict[str, Any]) -> list[str]:
@@ -132,12 +140,12 @@ def _digest(value: Any) -> str:
     return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def install_patiently(client: Elasticsearch, plugin: Plugin, body: dict[str, Any], stop: Callable[[], bool]) -> bool:
+def install_patiently(client: Elasticsearch, plugin: Plugin, known_as: str, body: dict[str, Any], stop: Callable[[], bool]) -> str:
     """The same, asking again while the server does not answer. NotInstalled, also if it goes on like that or `stop` says so."""
     until = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return install(client, plugin, body)
+            return install(client, plugin, known_as, body)
         except NotInstalled:
             raise
         except Exception as error:

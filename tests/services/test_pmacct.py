@@ -377,6 +377,26 @@ def test_a_template_serves_whoever_shares_its_name_however_their_indices_are_dat
     assert {mapped(indices, f"{indices.prefix}-{date}")["type"] for date in ("2023-11-14", "2023.11")} == {"keyword"}
 
 
+def test_plugins_that_share_indices_but_no_template_are_told(indices: Indices) -> None:
+    for kind in ("keyword", "ip"):
+        (indices.conf / f"{kind}.json").write_text(json.dumps({"mappings": {"properties": {"ip_src": {"type": kind}}}}))
+    given = json.dumps(RECORD).encode()
+
+    def said(name: str, template: str) -> str:
+        indices.plugin(name, template=f"{template}.json", index=f"{indices.prefix}-%Y.%m.%d")
+        return str(indices.run(name, stdin=given).err).partition("standard input")[0]
+
+    installed = f"index template pmacct-{indices.prefix}: installed"
+    assert said("one", "keyword") == said("two", "ip") == f"{installed}\n"
+    again = "for the same indices: name one template in the settings of all\n"
+    assert said("one", "keyword") == f"{installed} in place of that of two, {again}"
+    assert said("two", "ip") == f"{installed} in place of that of one, {again}"
+    assert said("one", "ip") == ""
+    (indices.conf / "ip.json").write_text('{"settings": {"number_of_replicas": 0}}')
+    assert said("one", "ip") == f"{installed}\n"
+    assert said("two", "ip") == ""
+
+
 def test_a_changed_template_is_for_the_next_index_but_not_over_somebody_elses(indices: Indices) -> None:
     template = indices.conf / "template.json"
     for number, ip in enumerate(["text", "ip", "ip"]):
