@@ -801,6 +801,26 @@ def test_a_disk_that_fails_is_named_in_one_line(tmp_path: Path, monkeypatch: pyt
     worker.ledger.close()
 
 
+def test_what_a_failing_disk_did_not_make_durable_is_not_trusted_by_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel keeps in memory what it could not write, and takes it for written: the next fsync succeeds."""
+    worker = Worker(tmp_path)
+    worker.work(Random(1), 3)
+    before = worker.book.as_seen()
+
+    def fail(_: int) -> NoReturn:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(os, "fdatasync", fail)
+        with pytest.raises(StateError):
+            worker.work(Random(2), 1)
+    worker.ledger.close()
+    ledger = Ledger(tmp_path)
+    assert seen(ledger.state) == before
+    assert ledger.cut_off == 0
+    ledger.close()
+
+
 # No room
 
 

@@ -242,6 +242,8 @@ class Ledger:
             os.fdatasync(self._file)
         except OSError as error:
             if error.errno not in _NO_ROOM:
+                with contextlib.suppress(OSError):  # The next start would find in memory, and trust, what did not reach the disk.
+                    os.ftruncate(self._file, self._bytes)
                 raise StateError(f"{self._path}: cannot be written: {error.strerror}: see to the disk, then start again") from None
             os.ftruncate(self._file, self._bytes)
             raise NoRoom(f"{self.directory}: {error.strerror}") from None
