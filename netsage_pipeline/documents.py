@@ -13,7 +13,7 @@ from netsage_pipeline.flow import Flow
 def document_id(flow: Flow, otherwise: str = "") -> str:
     """32 hex digits, made of a flow's meta.id, start, end, stitched_flows, num_bits and num_packets.
 
-    otherwise   what a record without meta.id is known by: the key of its message and its position in it
+    otherwise   what a record without meta.id is known by: a digest of all that it holds
 
     TypeError if the flow holds in them what JSON cannot write. What else is in the flow makes no difference.
     """

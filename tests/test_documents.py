@@ -65,7 +65,7 @@ def test_what_else_is_in_a_flow_makes_no_difference(change: Callable[[dict[str, 
 
 
 @pytest.mark.parametrize("flow", [{}, {"meta": None}, {"meta": "id"}, {"meta": {}}, {"meta": {"id": ""}}, {"meta": {"id": None}}])
-def test_a_record_without_an_id_is_known_by_its_message_and_position(flow: dict[str, Any]) -> None:
+def test_a_record_without_an_id_is_known_by_what_it_is_told_to(flow: dict[str, Any]) -> None:
     assert document_id(flow, "key/0") == document_id({**flow, "start": "x"}, "key/0")
     assert document_id(flow, "key/0") != document_id(flow, "key/1")
     assert re.fullmatch("[0-9a-f]{32}", document_id(flow))
