@@ -33,7 +33,7 @@ from netsage_pipeline.flow import Flow, FlowProcess, Lookups, Now, Refused
 from netsage_pipeline.times import LAST_SECOND
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT", re.ASCII)
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*[+-]?(\d+(?:\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
 _MISSING = "0.0.0.0"  # noqa: S104 - no address to listen on, but the reference's word for a missing one.
 _MILLISECONDS_ABOVE = 9_999_999_999

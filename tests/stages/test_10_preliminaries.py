@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Any
 
 import pytest
@@ -178,6 +180,18 @@ def test_numbers_become_floats(field: str, given: Any, expected: float) -> None:
 def test_integers_are_made(field: str, given: Any, expected: int) -> None:
     got = at(field, run(having(field, given)))
     assert (got, type(got)) == (expected, int)
+
+
+@pytest.mark.parametrize("begin", ["", "0.", "1e"])
+@pytest.mark.parametrize("repeated", ["1", " ", ".", "-", "1.", " 1", "1e", "٣"])
+@pytest.mark.parametrize("end", ["", "x", " x"])
+@pytest.mark.parametrize("field", ["start", "values.num_bits"])
+def test_a_text_of_a_megabyte_is_soon_read(field: str, begin: str, repeated: str, end: str) -> None:
+    given = having(field, begin + repeated * (1_000_000 // len(repeated)) + end)
+    before = time.monotonic()
+    with contextlib.suppress(Refused):
+        run(given, judges=False)
+    assert time.monotonic() - before < 5
 
 
 def test_an_asn_may_be_negative() -> None:
