@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +313,9 @@ _SOURCE = '\n at [Source: (byte[])"{"n":99999999999999999999,"k":"SECRET"}"; lin
 def test_a_refusal_names_the_field_and_no_value(error: dict[str, Any], reason: str) -> None:
     assert refusal_of(error) == reason[:300]
     assert "SECRET" not in refusal_of(error)
+
+
+def test_a_long_reason_is_soon_told() -> None:
+    before = time.monotonic()
+    refusal_of(caused("strict_dynamic_mapping_exception", f"dynamic introduction of [{' ' * 200_000}] within [meta] is not allowed"))
+    assert time.monotonic() - before < 5

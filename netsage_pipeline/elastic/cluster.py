@@ -154,7 +154,7 @@ _FIELD = re.compile(
 )
 
 #: What it quotes of a document: behind these words, between these marks, and where in it something stands.
-_BEHIND = re.compile(r"(?: in document with id '|\.? ?Preview of field's value|\s*at \[Source).*", re.DOTALL)
+_BEHIND = re.compile(r"(?: in document with id '|\.? ?Preview of field's value|(?<!\s)\s*at \[Source).*", re.DOTALL)
 _MARKED = [(re.compile(mark, re.DOTALL), f"{mark[-1]}…{mark[-1]}") for mark in ('".*"', "'.*'")]
 _PLACES = re.compile(r"\[\d+:\d+\] | at \d+:\d+\b")
 
