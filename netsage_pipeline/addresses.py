@@ -15,7 +15,7 @@ INVALID = "INVALID IP"
 
 _MAPPED = bytes(10) + b"\xff\xff"
 #: The longest text of an address: ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255
-_LONGEST = 45
+LONGEST = 45
 
 # The lookbehind keeps a long run without a dot from being searched again from each of its characters.
 _LIKE_AN_ADDRESS = re.compile(r"(?<![0-9A-Fa-f:.])[0-9A-Fa-f]*[:.][0-9A-Fa-f:.]+")
@@ -24,6 +24,9 @@ _LIKE_AN_ADDRESS = re.compile(r"(?<![0-9A-Fa-f:.])[0-9A-Fa-f]*[:.][0-9A-Fa-f:.]+
 _SURELY_AN_ADDRESS = re.compile(
     r"((?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?!\d)|(?<![\w:.])[0-9A-Fa-f]*:[0-9A-Fa-f:.]*[0-9A-Fa-f](?!\w))(?!/(?!(?:32|128)\b)\d)"
 )
+# As much as one address can be: four parts; or eight groups, the last two perhaps as IPv4, and a gap of which one side may be empty.
+_FOUR_PARTS = re.compile(r"[0-9A-Fa-f]*(?:\.[0-9A-Fa-f]*){3}")
+_EIGHT_GROUPS = re.compile(r"[0-9A-Fa-f]*(?::[0-9A-Fa-f]*){2,8}(?:\.[0-9A-Fa-f]*){0,3}")
 
 
 def parse(text: str) -> bytes | None:
@@ -138,7 +141,7 @@ def mask_every(value: Any) -> Any:
         return mask(text) or _SURELY_AN_ADDRESS.sub(found, text) if may_hold_addresses(text) else text
 
     def found(match: re.Match[str]) -> str:
-        text = match[0]
+        text = match[0][: LONGEST + 1]
         while text.strip(":."):
             masked = mask(text)
             if masked is not None:
@@ -178,7 +181,7 @@ def _mask_glued(text: str, wanted: set[bytes], begins: set[str]) -> str:
         address = ""
         if text[begin] in begins:
             address = next((text for text, packed in _addresses_at(text, begin) if packed in wanted), "")
-        parts.append(mask(_without_zeros(address)) or text[begin])
+        parts.append((address and mask(_without_zeros(address))) or text[begin])
         begin += len(address) or 1
     return "".join(parts)
 
@@ -196,12 +199,19 @@ def _addresses_in(text: str) -> Iterator[bytes]:
 
 def _addresses_at(text: str, begin: int) -> Iterator[tuple[str, bytes]]:
     """The addresses that can be read from there, the longest first, each as text and in bytes."""
-    candidate = text[begin : begin + _LONGEST]
-    while candidate:
-        packed = parse(_without_zeros(candidate))
+    parts = _FOUR_PARTS.match(text, begin, begin + LONGEST)
+    if parts:
+        packed = parse(_without_zeros(parts[0]))
+        if packed is not None:
+            yield parts[0], packed
+        return
+    groups = _EIGHT_GROUPS.match(text, begin, begin + LONGEST)
+    candidate = groups[0] if groups else ""
+    while "::" in candidate or candidate.count(":") > 5:
+        packed = parse(candidate)
         if packed is not None:
             yield candidate, unmapped(packed)
-        candidate = candidate[: max(candidate.rfind("."), candidate.rfind(":"), 0)]
+        candidate = candidate[: max(candidate.rfind("."), candidate.rfind(":"))]
 
 
 def _without_zeros(text: str) -> str:

@@ -15,7 +15,7 @@ Writes  start, end  number, unix seconds
 Source  nothing
 Drops   private address, in the future, too old, end before start
 
-What cannot be made a number, or is negative where that cannot be, is refused.
+Refused is what cannot be made a number, or is negative where that cannot be, and an address text of more than 255 characters.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\dT", re.ASCII)
 _NUMBER = re.compile(r"\s*[+-]?(\d+(?:\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
 _MISSING = "0.0.0.0"  # noqa: S104 - no address to listen on, but the reference's word for a missing one.
+_LONGEST_END = 255  # Stages 41 and 70 look for addresses in a text that should be one, from each of its characters.
 _MILLISECONDS_ABOVE = 9_999_999_999
 _LONG = 1 << 63
 _WHOLE = ("src_port", "dst_port", "src_asn", "dst_asn", "src_ifindex", "dst_ifindex")
@@ -94,6 +95,8 @@ def stage(config: Config, _lookups: Lookups, now: Now) -> FlowProcess:
             return "private address"
         if source.__class__ is not str or destination.__class__ is not str:
             raise Refused(f"meta.{'src' if source.__class__ is not str else 'dst'}_ip: not a text")
+        if len(source) > _LONGEST_END or len(destination) > _LONGEST_END:
+            raise Refused(f"meta.{'src' if len(source) > _LONGEST_END else 'dst'}_ip: longer than {_LONGEST_END} characters")
         values = flow.get("values")
         if values.__class__ is not dict:
             values = flow["values"] = _object(values, "values")

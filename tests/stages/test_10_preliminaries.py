@@ -277,6 +277,12 @@ def test_an_address_that_is_no_text_is_refused(side: str, given: Any) -> None:
     assert refusal(having(f"meta.{side}_ip", given)) == f"meta.{side}_ip: not a text"
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_a_text_in_place_of_an_address_has_at_most_255_characters(side: str) -> None:
+    assert run(having(f"meta.{side}_ip", "é" * 255))["meta"][f"{side}_ip"] == "é" * 255
+    assert refusal(having(f"meta.{side}_ip", "1" * 256)) == f"meta.{side}_ip: longer than 255 characters"
+
+
 @pytest.mark.parametrize("field", ["meta", "values"])
 @pytest.mark.parametrize("given", ["text", 1, True, []])
 def test_meta_and_values_that_are_no_objects_are_refused(field: str, given: Any) -> None:
@@ -427,6 +433,7 @@ def test_any_json_value_in_any_field_is_typed_dropped_or_refused(changes: dict[s
         pytest.param({"meta": {"src_ip": "10.0.0.1"}, "values": "x"}, id="values that are no object"),
         pytest.param({"meta": {"src_ip": "10.0.0.1", "dst_ip": 5}}, id="an address that is no text at the other end"),
         pytest.param({"meta": {"src_ip": 5, "dst_ip": "10.0.0.1"}}, id="an address that is no text at this end"),
+        pytest.param({"meta": {"src_ip": "x" * 256, "dst_ip": "10.0.0.1"}}, id="a text that is too long at this end"),
     ],
 )
 def test_drops_of_private_addresses_come_first(given: dict[str, Any]) -> None:

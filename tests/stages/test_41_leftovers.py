@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from typing import Any
 
 import pytest
@@ -139,6 +140,14 @@ def test_a_setting_names_exceptions(name: str, kept: list[str]) -> None:
 def test_ends(src: str, text: str, expected: str) -> None:
     assert masked(text, src=src, dst="203.0.113.4") == expected
     assert masked(text, src="203.0.113.4", dst=src) == expected
+
+
+@pytest.mark.parametrize("text", ["1." * 90 + "1 ", "1:" * 90 + "1 "])
+@pytest.mark.parametrize("src", ["1::1:1", "1." * 127])
+def test_a_long_text_is_soon_masked(text: str, src: str) -> None:
+    before = time.monotonic()
+    masked(text * (800_000 // len(text)), src=src)
+    assert time.monotonic() - before < 10
 
 
 @given(st.ip_addresses(), st.sampled_from(["", "from ", "(", "x=", "[", "a,"]), st.sampled_from(["", " to", ")", "]:80", ",b", "/32", "."]))
