@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from netsage_pipeline.addresses import Prefixes
+from netsage_pipeline.addresses import LONGEST, Prefixes
 from netsage_pipeline.config import Settings
 from netsage_pipeline.flow import Flow, FlowProcess, Lookups, Now, Refused
 from netsage_pipeline.times import LAST_SECOND
@@ -69,6 +69,9 @@ def stage(config: Config, _lookups: Lookups, now: Now) -> FlowProcess:
     def is_private(ip: str) -> bool:
         return private.get(ip) is not None
 
+    def private_end(ip: Any) -> bool:
+        return ip.__class__ is str and len(ip) <= LONGEST and is_private(ip)
+
     def impossible(start: float, end: float) -> str:
         """Why these times cannot be; "" if they can."""
         if now.judges:
@@ -91,7 +94,7 @@ def stage(config: Config, _lookups: Lookups, now: Now) -> FlowProcess:
             source = meta["src_ip"] = _MISSING
         if destination is None:
             destination = meta["dst_ip"] = _MISSING
-        if (source.__class__ is str and is_private(source)) or (destination.__class__ is str and is_private(destination)):
+        if private_end(source) or private_end(destination):
             return "private address"
         if source.__class__ is not str or destination.__class__ is not str:
             raise Refused(f"meta.{'src' if source.__class__ is not str else 'dst'}_ip: not a text")

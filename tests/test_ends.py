@@ -281,8 +281,8 @@ def run_of(process: Callable[[End], None], limit_bytes: int | None) -> EndRun:
     return EndRun(stages, (), Memory(limit_bytes) if limit_bytes else None, Counter())
 
 
-def meet(run: EndRun, source: int, destination: int = 0) -> Flow:
-    return run({"meta": {"src_ip": _address(source), "dst_ip": _address(destination), "dst_asn": 1}})
+def meet(run: EndRun, source: int, destination: int = 0, ip: str = "{}") -> Flow:
+    return run({"meta": {"src_ip": ip.format(_address(source)), "dst_ip": ip.format(_address(destination)), "dst_asn": 1}})
 
 
 def _address(number: int) -> str:
@@ -349,10 +349,18 @@ def test_ends_differ_by_side_and_asn() -> None:
 LIMIT = 4_000_000
 
 
-@pytest.mark.parametrize("process", [pytest.param(place, id="records that are shared"), pytest.param(own_place, id="records of their own")])
+@pytest.mark.parametrize(
+    ("process", "ip"),
+    [
+        pytest.param(place, "{}", id="records that are shared"),
+        pytest.param(own_place, "{}", id="records of their own"),
+        pytest.param(place, "{}" + "x" * 20_000, id="long texts that are no addresses"),
+        pytest.param(place, "{}" + "\U00010348" * 200, id="texts of four bytes a character"),
+    ],
+)
 @pytest.mark.parametrize("popular", [pytest.param(1, id="a scan"), pytest.param(3_000, id="ends that are met again and again")])
 @pytest.mark.parametrize("filler", [4_000, 20_000])
-def test_the_memory_is_bounded_in_bytes(process: Callable[[End], None], popular: int, filler: int) -> None:
+def test_the_memory_is_bounded_in_bytes(process: Callable[[End], None], ip: str, popular: int, filler: int) -> None:
     """Ends that stay because they are popular count with all that is kept for them."""
     run = run_of(process, LIMIT)
     gc.collect()
@@ -360,8 +368,8 @@ def test_the_memory_is_bounded_in_bytes(process: Callable[[End], None], popular:
     try:
         most = 0
         for number in range(filler):
-            meet(run, 100_000 + number)
-            meet(run, number % popular)
+            meet(run, 100_000 + number, ip=ip)
+            meet(run, number % popular, ip=ip)
             if number % 500 == 0:
                 most = max(most, tracemalloc.get_traced_memory()[0])
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -129,6 +130,17 @@ def test_a_flow_without_meta_and_values_gets_empty_ones(absent: Any) -> None:
 def test_a_flow_with_an_end_in_a_private_network_is_dropped(side: str, ip: str, dropped: bool) -> None:
     got = run(having(f"meta.{side}_ip", ip))
     assert got == "private address" if dropped else got["meta"][f"{side}_ip"] == ip
+
+
+def test_texts_that_are_too_long_for_an_address_are_not_kept() -> None:
+    process = preliminaries.stage(preliminaries.Config(), nothing, Now(NOW))
+    tracemalloc.start()
+    try:
+        for number in range(5_000):
+            process(having("meta.src_ip", f"{number}{'x' * 200}"))
+        assert tracemalloc.get_traced_memory()[0] < 200_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_list_of_private_networks_is_configurable() -> None:
