@@ -24,6 +24,7 @@ _LIKE_AN_ADDRESS = re.compile(r"(?<![0-9A-Fa-f:.])[0-9A-Fa-f]*[:.][0-9A-Fa-f:.]+
 _SURELY_AN_ADDRESS = re.compile(
     r"((?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?!\d)|(?<![\w:.])[0-9A-Fa-f]*:[0-9A-Fa-f:.]*[0-9A-Fa-f](?!\w))(?!/(?!(?:32|128)\b)\d)"
 )
+_NO_MERE_WORD = re.compile(r"[\d.:]")
 # As much as one address can be: four parts; or eight groups, the last two perhaps as IPv4, and a gap of which one side may be empty.
 _FOUR_PARTS = re.compile(r"[0-9A-Fa-f]*(?:\.[0-9A-Fa-f]*){3}")
 _EIGHT_GROUPS = re.compile(r"[0-9A-Fa-f]*(?::[0-9A-Fa-f]*){2,8}(?:\.[0-9A-Fa-f]*){0,3}")
@@ -105,11 +106,13 @@ def is_multicast(ip: str) -> bool:
 def masker(*ends: str) -> Callable[[Any], Any]:
     """A function that masks addresses in any JSON value: texts that are addresses, and these ends, in any notation, within longer texts.
 
-    An end that is no address may hold one: that is masked too. More than 200 dots, colons and hexadecimal digits in a row are not
-    searched but masked as a whole.
+    An end that is no address may hold one: that is masked too, and so is the end as a whole if it may name a host: at least four
+    characters, with a digit, dot or colon among them. Words such as Unknown stand anywhere. More than 200 dots, colons and hexadecimal
+    digits in a row are not searched but masked as a whole.
     """
     wanted = {packed for end in ends for packed in _addresses_in(end)}
-    literal = {end for end in ends if parse(end) is not None or len(end) >= 4} | {_written(packed) for packed in wanted}
+    literal = {end for end in ends if parse(end) is not None or (len(end) >= 4 and _NO_MERE_WORD.search(end))}
+    literal |= {_written(packed) for packed in wanted}
     longest_first = sorted(literal, key=len, reverse=True)
     begins = {begin for packed in wanted for begin in _begins(packed)}
 

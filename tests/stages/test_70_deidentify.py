@@ -131,6 +131,14 @@ def test_the_address_of_the_end_itself_is_masked_wherever_it_stands(ip: str, tex
     assert end["scireg"] == {"resource": expected}
 
 
+@pytest.mark.parametrize("ip", ["Unknown", "States", "none", ""])
+def test_words_in_place_of_an_address_are_left_in_what_tables_say(ip: str) -> None:
+    said: dict[str, Any] = {"country_name": "United States", "continent": "Unknown", "organization": "none"}
+    end = end_of(ip=ip, **said)
+    deidentify.end(deidentify.Config(), nothing)(end)
+    assert end == end_of(ip=INVALID, **said)
+
+
 @pytest.mark.parametrize("text", ["1.", "1:"])
 def test_a_long_text_in_place_of_an_address_is_soon_masked(text: str) -> None:
     before = time.monotonic()
