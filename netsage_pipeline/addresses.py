@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytricia
@@ -168,10 +169,23 @@ def _in_texts(value: Any, masked: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return masked(value)
     if isinstance(value, dict):
-        return {_in_texts(name, masked): _in_texts(inner, masked) for name, inner in value.items()}
+        return _named((_in_texts(name, masked), _in_texts(inner, masked)) for name, inner in value.items())
     if isinstance(value, list):
         return [_in_texts(inner, masked) for inner in value]
     return value
+
+
+def _named(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of names and values. Of equal names, as those of one network are once they are masked, later ones are numbered: x (2)."""
+    named: dict[str, Any] = {}
+    numbers: Counter[str] = Counter()
+    for name, value in items:
+        unused = name
+        while unused in named:  # From where it was last: there may be as many as fit into a message.
+            numbers[name] += 1
+            unused = f"{name} ({numbers[name] + 1})"
+        named[unused] = value
+    return named
 
 
 def _mask_glued(text: str, wanted: set[bytes], begins: set[str]) -> str:

@@ -6,6 +6,7 @@ Source  nothing
 Drops   nothing
 
 Texts of the exporter's own fields (flow_type, sensor_id, instance_id, protocol) name devices and pass as they are.
+Names of fields that are equal once they are masked are numbered: 192.0.2.x, 192.0.2.x (2).
 """
 
 from __future__ import annotations
@@ -47,9 +48,7 @@ def stage(config: Config, _lookups: Lookups) -> FlowProcess:
             return flow
         masked = masker(meta["src_ip"], meta["dst_ip"])
         for holder, known in ((flow, top), (meta, meta_known), (values, values_known)):
-            for name in [name for name in holder if name not in known]:
-                value = masked(holder.pop(name))
-                holder[masked(name)] = value
+            holder.update(masked({name: holder.pop(name) for name in [name for name in holder if name not in known]}))
         return flow
 
     return process

@@ -68,6 +68,11 @@ def test_other_values_stay(value: Any) -> None:
         pytest.param([SRC, ["to " + SRC]], ["192.0.2.x", ["to 192.0.2.x"]], id="in lists"),
         pytest.param({"a": {"b": SRC, "c": 1}}, {"a": {"b": "192.0.2.x", "c": 1}}, id="in objects"),
         pytest.param({SRC: 1, f"by {SRC}": 2}, {"192.0.2.x": 1, "by 192.0.2.x": 2}, id="in names"),
+        pytest.param(
+            {"192.0.2.1": 1, "192.0.2.2": 2, "192.0.2.x (2)": 3, "192.0.2.x": 4, "192.0.2.3": 5},
+            {"192.0.2.x": 1, "192.0.2.x (2)": 2, "192.0.2.x (2) (2)": 3, "192.0.2.x (3)": 4, "192.0.2.x (4)": 5},
+            id="in names that are equal then",
+        ),
     ],
 )
 def test_nested_values(value: Any, expected: Any) -> None:
@@ -83,6 +88,18 @@ def test_better_every_unknown_field_is_masked_wherever_it_lies() -> None:
         values={"y": "192.0.2.x"},
         tags=["192.0.2.x"],
     )
+
+
+def test_no_field_is_lost_whose_name_is_that_of_another_one_when_it_is_masked() -> None:
+    hops = {"203.0.113.1": "a", "203.0.113.2": "b", "203.0.113.x": "c"}
+    kept = {"203.0.113.x": "a", "203.0.113.x (2)": "b", "203.0.113.x (3)": "c"}
+    assert run(flow(**hops, meta=hops, values=hops)) == flow(**kept, meta=kept, values=kept)
+
+
+def test_many_names_that_are_equal_when_they_are_masked_are_soon_told_apart() -> None:
+    before = time.monotonic()
+    assert len(masked({f"2001:db8::{number:x}": number for number in range(100_000)})) == 100_000
+    assert time.monotonic() - before < 10
 
 
 @pytest.mark.parametrize("name", ["note", "meta.exporter", "values.label", "type", "interval", "meta.ip_version"])

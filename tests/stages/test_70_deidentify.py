@@ -101,6 +101,7 @@ def test_better_an_invalid_address_is_kept_only_where_that_is_on(side: str, ip: 
         pytest.param("see 2001:DB8:9::7.", "see 2001:db8:9:0:x:x:x:x.", id="an IPv6 address at the end of a sentence"),
         pytest.param(["203.0.113.7", {"a": ["203.0.113.8"]}], ["203.0.113.x", {"a": ["203.0.113.x"]}], id="nested"),
         pytest.param({"203.0.113.7": 5}, {"203.0.113.x": 5}, id="a name with nothing else that could hold one"),
+        pytest.param({"203.0.113.7": 1, "203.0.113.8": 2}, {"203.0.113.x": 1, "203.0.113.x (2)": 2}, id="names that are equal then"),
         pytest.param({"203.0.113.7": "a.b"}, {"203.0.113.x": "a.b"}, id="a name beside a text with a dot"),
         pytest.param("www.example.org 1.2.3 12:30:45", "www.example.org 1.2.3 12:30:45", id="names, versions and times of day stay"),
         pytest.param("v1.2.3.4 a1.2.3.4b 1.2.3.4.5", "v1.2.3.x a1.2.3.xb 1.2.3.x.5", id="IPv4 within a word"),
