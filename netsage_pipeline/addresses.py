@@ -114,7 +114,7 @@ def masker(*ends: str) -> Callable[[Any], Any]:
     wanted = {packed for end in ends for packed in _addresses_in(end)}
     literal = {end for end in ends if parse(end) is not None or (len(end) >= 4 and _NO_MERE_WORD.search(end))}
     literal |= {_written(packed) for packed in wanted}
-    longest_first = sorted(literal, key=len, reverse=True)
+    longest_first = [(end, mask(end) or INVALID) for end in sorted(literal, key=len, reverse=True)]
     begins = {begin for packed in wanted for begin in _begins(packed)}
 
     def within(text: str) -> str:
@@ -123,8 +123,8 @@ def masker(*ends: str) -> Callable[[Any], Any]:
         whole = mask(text)
         if whole is not None:
             return whole
-        for end in longest_first:
-            text = text.replace(end, mask(end) or INVALID)
+        for end, masked in longest_first:
+            text = text.replace(end, masked)
         return _LIKE_AN_ADDRESS.sub(lambda match: _mask_glued(match[0], wanted, begins), text)
 
     return lambda value: _in_texts(value, within)

@@ -146,7 +146,7 @@ def test_a_long_text_in_place_of_an_address_is_soon_masked(text: str) -> None:
     for _ in range(3_000):
         end = end_of(ip=(text * 255)[:255], organization="University of 1.1.1.1")
         deidentify.end(deidentify.Config(), nothing)(end)
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 15
 
 
 def test_what_is_private_already_is_kept() -> None:
