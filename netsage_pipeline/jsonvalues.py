@@ -19,6 +19,13 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def writable(count: float) -> float | str:
+    """A number, as text where JSON cannot be written of it: whole and beyond 64 bits, or not finite. A stage refuses that by name."""
+    if isinstance(count, int):
+        return count if -1 << 63 <= count < 1 << 64 else str(count)
+    return count if math.isfinite(count) else str(count)
+
+
 def copy(value: Any) -> Any:
     """A copy that shares nothing that can change."""
     if isinstance(value, dict):

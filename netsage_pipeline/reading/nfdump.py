@@ -30,6 +30,8 @@ from typing import IO, Any, Literal
 
 import orjson
 
+from netsage_pipeline.jsonvalues import writable
+
 #: One row as a JSON array: seconds, addresses, ports, protocol, packets and bytes (in, out), ifindexes, ASNs.
 ROW = '[%tsr,%td,"%sa","%da",%sp,%dp,"%pr",%ipkt,%opkt,%ibyt,%obyt,%in,%out,%sas,%das]'
 COLUMNS = ROW.count("%")
@@ -95,7 +97,7 @@ def rows(path: Path, settings: Rows, counts: Counter[str] | None = None) -> Gene
     """The flows of one nfcapd file, in nfdump's order; of its output at most one block is in memory. Closing it ends nfdump.
 
     Times in unix seconds (float, exact to the millisecond), duration in seconds, rates per second. A flow whose end lies
-    before its start keeps that, to about 2 s, for stage 10 to drop.
+    before its start keeps that, to about 2 s, for stage 10 to drop; bits and packets beyond 64 bits are texts, for it to refuse.
 
     counts, if given, is added to: `rows` given, `below_minimum` bytes, `skipped` lines of nfdump that are no row.
     Raises OSError if the file cannot be opened, and NfdumpError after the rows that could be read; these stay valid.
@@ -205,8 +207,8 @@ def _flows(block: bytes, settings: Rows, counts: Counter[str]) -> Iterator[dict[
             "meta": meta,
             "values": {
                 "duration": duration,
-                "num_bits": bits,
-                "num_packets": packets,
+                "num_bits": writable(bits),
+                "num_packets": writable(packets),
                 "bits_per_second": bits / duration if duration > 0 else 0,
                 "packets_per_second": packets / duration if duration > 0 else 0,
             },

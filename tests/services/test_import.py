@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from netsage_pipeline.monitoring.health import look
+from tests import command
+from tests.command import letters, written
 from tests.services import sflow
 from tests.services.conftest import Collect, absent
 from tests.services.importer import Importing, importing
@@ -325,6 +327,17 @@ def test_with_stages_in_the_chain_flows_pass_them(collect: Collect, run: Importi
     time.sleep(2)
     run.stop()
     assert run.flows(0) == []
+
+
+def test_a_counter_beyond_64_bits_costs_its_flow_alone(collect: Collect, run: Importing, tmp_path: Path) -> None:
+    sent = [Sent(src_port=1), Sent(src_port=2, octets=1 << 61), Sent(src_port=3, octets=(1 << 64) - 1, out_octets=1), Sent(src_port=4)]
+    put(collect, run, "nfcapd.202311142210", netflow9(sent))
+    run.start()
+    outcome = command.run("replay", written(tmp_path / "taken", run.flows(4)), "--dead-letters", tmp_path / "letters")
+    run.stop()
+    assert sorted(flow["meta"]["src_port"] for flow in outcome.flows) == [1, 4]
+    found = sorted((each["payload"]["meta"]["src_port"], each["reason"]) for each in letters(tmp_path / "letters"))
+    assert found == [(2, "values.num_bits: beyond 64 bits"), (3, "values.num_bits: beyond 64 bits")]
 
 
 @pytest.mark.parametrize(

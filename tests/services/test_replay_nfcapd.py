@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from netsage_pipeline.times import iso
-from tests.command import conf_with, run, run_real, stage_file
+from tests.command import conf_with, letters, run, run_real, stage_file
 from tests.services.conftest import Collect
 from tests.services.netflow import BEGIN_MS, Sent, flows_of, ipfix, netflow9
 
@@ -67,6 +67,19 @@ def test_every_flow_comes_out_of_the_chain_as_it_was_sent(dumped: Dumped, export
     assert {flow["meta"]["src_ip"] for flow in outcome.flows} == {"128.101.1.x", "2001:468:1:0:x:x:x:x"}
     assert {(flow["meta"]["sensor_id"], flow["meta"]["flow_type"]) for flow in outcome.flows} == {("chic", "netflow")}
     assert outcome.summary["read"] == outcome.summary["written"] == 250
+
+
+def test_a_counter_beyond_64_bits_costs_its_flow_alone(dumped: Dumped, tmp_path: Path) -> None:
+    beyond = [Sent(src_port=2, octets=1 << 61), Sent(src_port=3, packets=(1 << 64) - 1, out_packets=1)]
+    file = dumped("a/nfcapd.202311142210", [Sent(src_port=1), *beyond, Sent(src_port=4)], netflow9)
+    outcome = run_real("replay", file, "--dead-letters", tmp_path / "letters")
+    assert sorted(flow["meta"]["src_port"] for flow in outcome.flows) == [1, 4]
+    refused = {each["payload"]["meta"]["src_port"]: (each["reason"], each["payload"]["values"]) for each in letters(tmp_path / "letters")}
+    assert {port: reason for port, (reason, _) in refused.items()} == {
+        2: "values.num_bits: beyond 64 bits",
+        3: "values.num_packets: beyond 64 bits",
+    }
+    assert (refused[2][1]["num_bits"], refused[3][1]["num_packets"]) == (str(1 << 64), str(1 << 64))
 
 
 def test_the_ifindexes_reach_the_stages(dumped: Dumped, tmp_path: Path) -> None:
