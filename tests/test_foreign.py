@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netsage_pipeline.rabbitmq.publish import parcels
@@ -267,6 +268,40 @@ def test_protocols_have_names_and_icmp_no_ports(protocol: Any, name: str, port: 
     assert (meta["protocol"], meta["dst_port"]) == (name, port)
 
 
+#: JSON of values that numbers do not fit into, or that are none.
+EXTREMES = [
+    *map(str, (0, -1, 1 << 60, 1 << 61, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, -(1 << 63) - 1, 10**22, 10**400, "9" * 5_000)),
+    *("1e19", "1.7e308", "1e400", "-0.0", "5e-324", "NaN", "null", "true", "{}", '"\\ud800"', '"\\u0000"', '"1e308"', '"inf"'),
+    *(f'"{digits}"' for digits in (1 << 64, "9" * 23, "9" * 400, "9" * 5_000, "٣" * 5_000)),
+    *("[" * depth + "]" * depth for depth in (1, 254, 260, 1_000, 1_030)),
+]
+
+
+def of_line(line: str, path: Path) -> list[Any]:
+    """What publish makes of a file with this line and a good record before and behind it: flows, None where it is no JSON."""
+    path.write_text(f"{json.dumps(RECORD)}\n{line}\n{json.dumps(RECORD)}\n")
+    found: list[Any] = []
+    for parcel in parcels(messages(Dump(path, 0, 0), Rows("x"), Counter())):
+        try:
+            flows = orjson.loads(parcel.body)
+        except orjson.JSONDecodeError:
+            flows = [None]
+        found += flows if isinstance(flows, list) else [flows]
+    return found
+
+
+@given(st.sampled_from([RECORD, NETFLOW, MODULE, IPFIX, FIREWALL]), st.data())
+@settings(deadline=None)
+def test_no_record_keeps_its_neighbours_back(tmp_path_factory: pytest.TempPathFactory, record: dict[str, Any], data: st.DataObject) -> None:
+    changes = data.draw(st.dictionaries(st.sampled_from([*record, "host"]), st.sampled_from(EXTREMES), min_size=1, max_size=4))
+    fields = {name: json.dumps(value) for name, value in record.items()} | changes
+    line = ",".join(f'"{name}":{value}' for name, value in fields.items())
+    line = f"{{{line}}}" if record is RECORD else f'{{"netflow":{{{line}}},"host":{changes.get("host", "null")}}}'
+    flows = of_line(line, tmp_path_factory.getbasetemp() / "extremes")
+    assert len(flows) == 3
+    assert flows[0] == flows[-1] == of_line("", tmp_path_factory.getbasetemp() / "extremes")[0]
+
+
 # Files.
 
 
@@ -316,6 +351,25 @@ def test_publish_takes_them_as_flows_too(tmp_path: Path) -> None:
     flows = json.loads(parcel.body)
     assert parcel.flows == 2
     assert [(each["meta"]["sensor_id"], each["values"]["num_bits"]) for each in flows] == [("border-2", 8000)] * 2
+
+
+@pytest.mark.parametrize("value", EXTREMES)
+def test_whatever_a_counter_is_it_costs_its_record_alone(tmp_path: Path, value: str) -> None:
+    good = json.dumps(RECORD)
+    (tmp_path / "a.json").write_text(f"{good}\n{good.replace('1000}', f'{value}}}').replace('443', '444')}\n{good}\n")
+    line = CSV.decode().splitlines()[1]
+    (tmp_path / "a.csv").write_text(f"{CSV.decode()}{line.replace('443', '445').removesuffix('1000')}{value.strip(chr(34))}\n{line}\n")
+    outcome = run("replay", tmp_path, "--dead-letters", tmp_path / "letters")
+    assert [flow["stitched_flows"] for flow in outcome.flows if flow["meta"]["dst_port"] == 443] == [4]
+    assert outcome.summary["read"] >= 4
+    assert outcome.summary["read"] + outcome.summary.get("decode: not JSON", 0) == 6
+
+
+@pytest.mark.parametrize("value", [(1 << 63) - 1, 1 << 61, 10**22])
+def test_a_counter_beyond_64_bits_is_refused_by_name(tmp_path: Path, value: int) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(RECORD | {"bytes": value}) + "\n" + json.dumps(RECORD | {"bytes": str(value)}) + "\n")
+    (tmp_path / "a.csv").write_bytes(CSV.replace(b",1000\n", b",%d\n" % value))
+    assert run("replay", tmp_path).summary["10_preliminaries: values.num_bits: beyond 64 bits"] == 3
 
 
 @pytest.mark.usefixtures("utc")

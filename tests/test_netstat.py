@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from netsage_pipeline.probe.connections import connections
 from netsage_pipeline.probe.netstat import is_saved, saved
 from netsage_pipeline.reading.nfdump import Rows
-from netsage_pipeline.reading.read import DumpError, find, messages
+from netsage_pipeline.reading.read import Dump, DumpError, find, messages
 
 #: net-tools 2.10, netstat -nte
 NETSTAT = """\
@@ -258,3 +258,14 @@ def test_what_is_installed_here_says_the_same_as_the_probe(command: list[str]) -
         named = theirs[port].keys() & {"proto", "localip", "foreignip", "foreignport", "state", "user", "inode", "pid", "direction"}
         assert {name: theirs[port][name] for name in named} == {name: ours[port][name] for name in named}
         assert {"user", "inode"} <= named
+
+
+@pytest.mark.parametrize("digits", ["9" * 23, "9" * 5_000])
+def test_numbers_that_are_none_of_the_kernels_are_not_taken(tmp_path: Path, digits: str) -> None:
+    counts: Counter[str] = Counter()
+    (tmp_path / "netstat").write_text(NETSTAT.replace("40321", digits))
+    (tmp_path / "ss").write_text(SS.replace("pid=613", f"pid={digits}").replace("pid=9001", f"pid={digits}"))
+    found = [orjson.loads(each.body) for name in ("netstat", "ss") for each in messages(Dump(tmp_path / name, 0, 0), None, counts)]
+    assert [len(records) for records in found] == [3, 5]
+    assert counts == {"unreadable": 1}
+    assert [record.get("pid") for record in found[1]] == [None, 9010, None, None, None]

@@ -14,9 +14,10 @@ from netsage_pipeline.probe.connections import PROTOCOLS, Entry, ip, records
 _HEADER = re.compile(rb"Active Internet connections|Proto +Recv-Q +Send-Q|(?:Netid +)?State +Recv-Q +Send-Q")
 
 #: Where netstat writes no user and inode (without -e) there is nothing, or the program.
+#: No number of the kernel's has more than 19 digits.
 _NETSTAT = re.compile(
     r"(?P<proto>(?:tcp|udp)6?) +\d+ +\d+ +(?P<local>\S+) +(?P<foreign>\S+)(?: +(?P<state>[A-Z][A-Z_0-9]+))?"
-    r"(?: +(?P<user>\S+) +(?P<inode>\d+))?(?: +(?:-|(?P<pid>\d+)/(?P<process>.*)))?"
+    r"(?: +(?P<user>\S+) +(?P<inode>\d{1,19}))?(?: +(?:-|(?P<pid>\d{1,19})/(?P<process>.*)))?"
 )
 _SS = re.compile(r"(?:(?P<proto>tcp|udp) +)?(?P<state>[A-Z][A-Z0-9-]+) +\d+ +\d+ +(?P<local>\S+) +(?P<foreign>\S+)(?: +(?P<more>.*))?")
 
@@ -95,11 +96,11 @@ def _of_ss(text: str) -> dict[str, Any]:
     """What ss says behind the addresses: the process of the lowest pid, and with -e user and inode. Of root it writes no uid."""
     more: dict[str, Any] = {}
     if "users:(" in text:
-        users = re.findall(r'\("([^"]*)",(?:pid=)?(\d+)', text)
+        users = re.findall(r'\("([^"]*)",(?:pid=)?(\d{1,19})\b', text)
         pid, process = min((int(pid), process) for process, pid in users) if users else (0, "")
         if pid:
             more |= {"process": process, "pid": pid}
-    inode = re.search(r"\bino:(\d+)", text)
+    inode = re.search(r"\bino:(\d{1,19})\b", text)
     if inode:
         user = re.search(r"\buid:(\d+)", text)
         more |= {"user": user[1] if user else "0", "inode": int(inode[1])}

@@ -7,13 +7,16 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from netsage_pipeline.flow import Flow
-from netsage_pipeline.jsonvalues import number
+from netsage_pipeline.jsonvalues import number, writable
 from netsage_pipeline.reading.nfdump import ICMP, PROTOCOLS, Rows
 
 #: Up to this second a time is none: programs write 0, in whatever zone.
 _NO_TIME = 86_400
 
 _MILLISECONDS_ABOVE = 9_999_999_999
+
+#: Digits of a count that is exact; 64 bits have no more.
+_DIGITS = 20
 
 
 class Names(NamedTuple):
@@ -51,18 +54,18 @@ def flow_of(fields: Mapping[str, Any], names: Names, rows: Rows) -> Flow:
         known = [count for count in counts if count is not None]
         if len(known) < len(given):
             return given[counts.index(None)]
-        return sum(known) * factor if given else None
+        return writable(sum(known) * factor) if given else None
 
     start, end = _times(fields, names.times)
     own = first(names.sensor)
-    sensor = rows.sensor_id if rows.overrides or own in (None, 0, "0") else str(own)
-    given = first(names.protocol)
-    protocol = str(given).lower() if given is not None else None
-    protocol = PROTOCOLS.get(protocol, protocol) if protocol is not None else None
+    sensor = rows.sensor_id if rows.overrides or own in (None, 0, "0") else _text(own)
+    protocol = _text(first(names.protocol))
+    if isinstance(protocol, str):
+        protocol = PROTOCOLS.get(protocol.lower(), protocol.lower())
     meta: dict[str, Any] = {"flow_type": rows.flow_type, "sensor_id": sensor}
     for side in ("src", "dst"):
         meta[f"{side}_ip"] = first(getattr(names, f"{side}_ip"))
-        meta[f"{side}_port"] = 0 if protocol in ICMP else first(getattr(names, f"{side}_port"))
+        meta[f"{side}_port"] = 0 if isinstance(protocol, str) and protocol in ICMP else first(getattr(names, f"{side}_port"))
         meta[f"{side}_asn"] = first(getattr(names, f"{side}_asn"))
         if (ifindex := first(getattr(names, f"{side}_ifindex"))) not in (None, 0, "0"):
             meta[f"{side}_ifindex"] = ifindex
@@ -76,8 +79,13 @@ def flow_of(fields: Mapping[str, Any], names: Names, rows: Rows) -> Flow:
     return {"type": "flow", "interval": 600, "start": start, "end": end, "meta": meta, "values": values}
 
 
+def _text(given: Any) -> Any:
+    """A number as text; what is no name at all as it is."""
+    return given if given is None or isinstance(given, dict | list) else str(given)
+
+
 def _count(given: Any) -> int | float | None:
-    if isinstance(given, str) and given.isdecimal():
+    if isinstance(given, str) and given.isdecimal() and len(given) <= _DIGITS:
         return int(given)
     return given if isinstance(given, int) and not isinstance(given, bool) else number(given)
 

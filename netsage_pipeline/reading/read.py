@@ -26,6 +26,7 @@ import orjson
 import structlog
 import zstandard
 
+from netsage_pipeline.deadletters import lenient
 from netsage_pipeline.flow import Flow
 from netsage_pipeline.probe import netstat
 from netsage_pipeline.reading import netflow_module, nfdump, pmacct
@@ -165,7 +166,7 @@ def _as_flows(found: Iterator[Message], rows: nfdump.Rows) -> Iterator[Message]:
         many = isinstance(given, list)
         flows = [each for each in (_as_flow(value, rows) for value in (given if many else [given])) if each is not None]
         if flows:
-            yield message._replace(body=orjson.dumps(flows if many else flows[0]))
+            yield message._replace(body=_json(flows if many else flows[0]))
 
 
 def _as_flow(value: Any, rows: nfdump.Rows) -> Any:
@@ -184,7 +185,7 @@ def _of_table(table: pmacct.Columns, lines: Iterator[tuple[int, bytes]], first: 
     for number, line in lines:
         if line.strip() and line.rstrip() != first.rstrip() and not pmacct.is_marker(line):
             try:
-                body = orjson.dumps(table.record(line))
+                body = _json(table.record(line))
             except ValueError:
                 body = line
             yield Message(body, name, str(number))
@@ -357,6 +358,14 @@ def _gathered(first: bytes, lines: Iterator[tuple[int, bytes]]) -> tuple[list[by
     except (OSError, *_DAMAGE) as error:
         return gathered, error
     return gathered, None
+
+
+def _json(value: Any) -> bytes:
+    """JSON, be it such as orjson does not write (integers beyond 64 bits, deep nesting): that costs one flow, not the file."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return lenient(value)
 
 
 def _is_json(text: bytes) -> bool:
