@@ -24,6 +24,7 @@ from typing import Any
 
 import orjson
 
+from netsage_pipeline.folders import shown
 from netsage_pipeline.jsonvalues import has_nan
 
 #: The stage named in envelopes of what could not be read as flows.
@@ -69,7 +70,7 @@ def envelope(stage: str, reason: str, source: str, position: str, payload: Any) 
         else:
             if has_nan(payload) or _looks_like_bytes(payload):  # Would come back as null, or as what its base64 says.
                 body = _base64(lenient(payload))
-    head = orjson.dumps({"stage": stage, "reason": reason, "source": source, "position": position})[1:-1]
+    head = orjson.dumps({"stage": stage, "reason": reason, "source": shown(source), "position": position})[1:-1]
     identity = hashlib.blake2b(head + body, digest_size=16).hexdigest()
     return b'{"id":"%s",%s,"payload":%s}' % (identity.encode(), head, body)
 

@@ -1,4 +1,4 @@
-"""Where things lie: our own stages, lookups and settings, and the operator's tables."""
+"""Where things lie: our own stages, lookups and settings, and the operator's tables; and how a path is written."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def demo() -> Path:
     """The shipped dump and tables of `netsage-pipeline demo`."""
     inside = _PACKAGE / "demo_data"
     return inside if inside.is_dir() else _PACKAGE.parent / "demo"
+
+
+def shown(path: str) -> str:
+    """A path as text that can be written: any bytes may be a name, those that are not UTF-8 become \\xff."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

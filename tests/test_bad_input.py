@@ -51,6 +51,24 @@ def test_what_cannot_be_read_is_named_and_the_exit_code_is_1(tmp_path: Path, giv
     assert (outcome.code, outcome.out) == (1, b"")
 
 
+def test_a_name_that_is_not_utf8_is_written_as_one_can(tmp_path: Path) -> None:
+    """Of a file with a bad line, and of a directory that is the sensor of a record and the host of a connection."""
+    directory = tmp_path / os.fsdecode(b"x\xff")
+    record = {"bytes": 1000, "packets": 1, "timestamp_start": 1_700_000_000, "ip_src": "128.101.1.1", "ip_dst": "141.211.2.2"}
+    file = written(directory / os.fsdecode(b"y\xfe.ndjson"), record, b'{"bro')
+    for given in (file, directory):
+        for sensor, options in (("x\\xff", []), ("z\\xff", ["--sensor", os.fsdecode(b"z\xff")])):
+            outcome = run_real("replay", given, "--dead-letters", tmp_path / "letters", *options)
+            assert [flow["meta"]["sensor_id"] for flow in outcome.flows] == [sensor]
+            assert [each["source"] for each in letters(tmp_path / "letters")] == [f"{directory.parent}/x\\xff/y\\xfe.ndjson"]
+    file.write_text("Proto Recv-Q Send-Q Local Address  Foreign Address  State\nbad\ntcp 0 0 192.0.2.1:22 192.0.2.2:4000 ESTABLISHED\n")
+    outcome = run_real("replay", "--conf", OURS / "probe", "--to", tmp_path / "out", file)
+    assert outcome.summary["written"] == outcome.summary["passed over"] == 1
+    assert letters(tmp_path / "out")[0]["host"] == "x\\xff"
+    (directory / "gone.gz").write_bytes(b"\x1f\x8b\x08")
+    assert "Traceback" not in run_real("replay", directory, directory / os.fsdecode(b"gone\xfd")).err
+
+
 def test_a_file_that_is_missing_does_not_keep_the_others_from_being_read(tmp_path: Path) -> None:
     outcome = run_real("replay", tmp_path / "none", written(tmp_path / "a.ndjson", *some_flows(3)))
     assert outcome.said == [f"{tmp_path}/none: no such file or directory"]

@@ -18,6 +18,7 @@ import click
 from netsage_pipeline import config, folders, log, stagefile
 from netsage_pipeline.compose import Configured
 from netsage_pipeline.flow import Now, Sink
+from netsage_pipeline.folders import shown
 from netsage_pipeline.options import conf_option, field_table, opened, refuse_full_addresses, stages_of, stages_option
 from netsage_pipeline.reading.nfdump import FlowType, Rows
 from netsage_pipeline.reading.read import Dump, find
@@ -126,7 +127,9 @@ def open_private(path: Path) -> BinaryIO:
 
 def rows_of(sensor: str | None, flow_type: FlowType, min_bytes: int) -> Callable[[Dump], Rows]:
     """How the rows of an nfcapd file, and the records of other programs, become flows."""
-    return lambda dump: Rows(sensor_id=sensor or sensor_of(dump), flow_type=flow_type, minimum_bytes=min_bytes, overrides=bool(sensor))
+    return lambda dump: Rows(
+        sensor_id=shown(sensor or sensor_of(dump)), flow_type=shown(flow_type), minimum_bytes=min_bytes, overrides=bool(sensor)
+    )
 
 
 def sensor_of(dump: Dump) -> str:

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, field_validato
 from netsage_pipeline import deadletters, waits
 from netsage_pipeline.config import Directory, or_none
 from netsage_pipeline.flow import Delivery
+from netsage_pipeline.folders import shown
 from netsage_pipeline.importer.imported import Imported, Part
 from netsage_pipeline.importer.nffile import Blocks, DamagedFile, blocks_of, copy_part, digests, ends_of
 from netsage_pipeline.reading.nfdump import FlowType, NfdumpError, Reading, Rows, is_nfcapd, state_of, usable_version
@@ -541,11 +542,6 @@ class Letters:
         numbers = list(self._waiting)
         self._waiting.clear()
         return numbers
-
-
-def shown(path: str) -> str:
-    """A path as it is logged: any bytes may be a name."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _signature(status: os.stat_result) -> str:

@@ -28,6 +28,7 @@ import zstandard
 
 from netsage_pipeline.deadletters import lenient
 from netsage_pipeline.flow import Flow
+from netsage_pipeline.folders import shown
 from netsage_pipeline.probe import netstat
 from netsage_pipeline.reading import netflow_module, nfdump, pmacct
 from netsage_pipeline.reading.foreign import flow_of
@@ -137,13 +138,15 @@ def messages(dump: Dump, rows: nfdump.Rows | None, counts: Counter[str], advance
     seen = _Seen(rows.sensor_id if rows else "", dump.captured if isfinite(dump.captured) else time.time(), counts)
     try:
         if dump.path is not None and dump.path.is_file() and nfdump.is_nfcapd(dump.path):
-            yield from _of_nfcapd(dump.path, rows or nfdump.Rows(sensor_id=dump.path.parent.name), counts)
+            yield from _of_nfcapd(dump.path, rows or nfdump.Rows(sensor_id=shown(dump.path.parent.name)), counts)
             advance(dump.bytes)
         elif dump.path is None:
             yield from _as_flows(_of_stream(sys.stdin.buffer, dump.name, advance, seen), rows or nfdump.Rows(sensor_id=""))
         else:
             with dump.path.open("rb") as file:
-                yield from _as_flows(_of_stream(file, dump.name, advance, seen), rows or nfdump.Rows(sensor_id=dump.path.parent.name))
+                yield from _as_flows(
+                    _of_stream(file, dump.name, advance, seen), rows or nfdump.Rows(sensor_id=shown(dump.path.parent.name))
+                )
     except OSError as error:
         raise DumpError(f"{dump.name}: cannot be read: {error.strerror or error}") from None
     except _DAMAGE as error:
