@@ -41,6 +41,10 @@ PASSED_OVER = (".", "nfcapd.current", "lost+found")
 
 _CHUNK = 1 << 20
 
+#: Bytes of zstd from which no more than a chunk comes: its shortest block has four and gives 128 KiB. There is no other way to limit what
+#: comes and still see whether the end is there.
+_ZSTD = _CHUNK // (1 << 17) * 4
+
 #: A JSON document over many lines is read whole; larger files are taken as NDJSON.
 DOCUMENT_BYTES = 1 << 28
 
@@ -451,13 +455,16 @@ def _gunzip(file: _Counted) -> Iterator[bytes]:
 
 
 def _unzstd(file: _Counted) -> Iterator[bytes]:
+    """Several frames one after the other; what stands before a damage comes out."""
     frame = zstandard.ZstdDecompressor().decompressobj()
     while chunk := file.read():
-        while chunk:
-            if frame.eof:
-                frame = zstandard.ZstdDecompressor().decompressobj()
-            if plain := frame.decompress(chunk):
-                yield plain
-            chunk = frame.unused_data if frame.eof else b""
+        for begin in range(0, len(chunk), _ZSTD):
+            piece = chunk[begin : begin + _ZSTD]
+            while piece:
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                if plain := frame.decompress(piece):
+                    yield plain
+                piece = frame.unused_data if frame.eof else b""
     if not frame.eof:
         raise EOFError("the end is missing")
