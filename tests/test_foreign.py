@@ -346,7 +346,7 @@ def test_replay_reads_them_in_a_directory_and_from_standard_input(tmp_path: Path
 
 
 def test_publish_takes_them_as_flows_too(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(CSV + CSV.splitlines()[1])
+    (tmp_path / "file").write_bytes(CSV + CSV.splitlines(True)[1])
     (parcel,) = parcels(messages(Dump(tmp_path / "file", 0, 0), Rows("border-2", overrides=True), Counter()))
     flows = json.loads(parcel.body)
     assert parcel.flows == 2
@@ -376,13 +376,14 @@ def test_a_counter_beyond_64_bits_is_refused_by_name(tmp_path: Path, value: int)
 def test_torn_lines_and_bad_records_cost_only_themselves(tmp_path: Path) -> None:
     good = json.dumps(RECORD).encode() + b"\n"
     (tmp_path / "torn.json").write_bytes(good + good[:-30] + b"\n" + json.dumps(RECORD | {"bytes": "many"}).encode() + b"\n" + good[:40])
-    (tmp_path / "torn.csv").write_bytes(CSV + CSV.splitlines()[1][:-40] + b"\n")
+    (tmp_path / "torn.csv").write_bytes(CSV + CSV.splitlines()[1][:-40] + b"\n" + CSV.splitlines()[1][:-1])
     outcome = run("replay", tmp_path, "--dead-letters", tmp_path / "letters")
     assert [flow["values"]["num_bits"] for flow in outcome.flows] == [16_000]
     assert outcome.flows[0]["stitched_flows"] == 2
     found = [json.loads(line) for line in (tmp_path / "letters").read_text().splitlines()]
     assert sorted((Path(each["source"]).name, each["position"], each["reason"]) for each in found) == [
         ("torn.csv", "3", "not JSON"),
+        ("torn.csv", "4", "not JSON"),
         ("torn.json", "2", "not JSON"),
         ("torn.json", "3", "values.num_bits: not a number"),
         ("torn.json", "4", "not JSON"),

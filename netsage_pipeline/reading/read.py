@@ -187,15 +187,10 @@ def _as_flow(value: Any, rows: nfdump.Rows) -> Any:
     return value if fields is None else flow_of(fields, netflow_module.NAMES, rows)
 
 
-def _of_table(table: pmacct.Columns, lines: Iterator[tuple[int, bytes]], first: bytes, name: str) -> Iterator[Message]:
-    """The lines of CSV as JSON; one that has not as many values as there are columns as it is."""
-    for number, line in lines:
-        if line.strip() and line.rstrip() != first.rstrip() and not pmacct.is_marker(line):
-            try:
-                body = _json(table.record(line))
-            except ValueError:
-                body = line
-            yield Message(body, name, str(number))
+def _of_table(lines: Iterator[tuple[int, bytes]], name: str) -> Iterator[Message]:
+    """The records of CSV as JSON; a line that is none as it is."""
+    for number, fields, wrong, given in pmacct.records(lines):
+        yield Message(_bare(given) if wrong else _json(fields), name, str(number))
 
 
 def _dump(path: Path) -> Dump:
@@ -330,26 +325,30 @@ def _of_stream(file: BinaryIO, name: str, advance: Callable[[int], object], seen
     if netstat.is_saved(line):
         yield from _of_netstat(chain([first], lines), name, seen)
         return
-    table = pmacct.columns(line) if pmacct.is_table(line) else None
-    if table is not None:
-        yield from _of_table(table, lines, line, name)
+    if pmacct.is_table(line):
+        yield from _of_table(chain([first], lines), name)
         return
     if line.lstrip()[:1] in (b"{", b"[") and not _is_json(line):
         gathered, damage = _gathered(line, lines)
-        document = b"\n".join(gathered)
+        document = b"".join(gathered)
         if damage is None and len(document) <= DOCUMENT_BYTES and _is_json(document):
-            yield Message(document, name, str(number))
+            yield Message(_bare(document), name, str(number))
             return
         for offset, each in enumerate(gathered):
             if each.strip():
-                yield Message(each, name, str(number + offset))
+                yield Message(_bare(each), name, str(number + offset))
         if damage is not None:
             raise damage
     else:
-        yield Message(line, name, str(number))
+        yield Message(_bare(line), name, str(number))
     for number, line in lines:
         if line.strip():
-            yield Message(line, name, str(number))
+            yield Message(_bare(line), name, str(number))
+
+
+def _bare(line: bytes) -> bytes:
+    """A line without its end."""
+    return line.removesuffix(b"\n")
 
 
 def _gathered(first: bytes, lines: Iterator[tuple[int, bytes]]) -> tuple[list[bytes], Exception | None]:
@@ -359,7 +358,7 @@ def _gathered(first: bytes, lines: Iterator[tuple[int, bytes]]) -> tuple[list[by
     try:
         for _, line in lines:
             gathered.append(line)
-            size += len(line) + 1
+            size += len(line)
             if size > DOCUMENT_BYTES:
                 break
     except (OSError, *_DAMAGE) as error:
@@ -388,7 +387,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, from 1."""
+    """Lines with their ends and their numbers, from 1."""
     number = 0
     rest: list[bytes] = []
     for chunk in chunks:
@@ -396,10 +395,10 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
         rest.append(first)
         if more:
             number += 1
-            yield number, b"".join(rest)
+            yield number, b"".join(rest) + b"\n"
             for line in more[:-1]:
                 number += 1
-                yield number, line
+                yield number, line + b"\n"
             rest = [more[-1]]
     if any(rest):
         yield number + 1, b"".join(rest)
