@@ -26,6 +26,7 @@ import orjson
 
 from netsage_pipeline.folders import shown
 from netsage_pipeline.jsonvalues import has_nan
+from netsage_pipeline.waits import Wait
 
 #: The stage named in envelopes of what could not be read as flows.
 DECODE = "decode"
@@ -56,6 +57,33 @@ def append(path: Path, letters: Iterable[bytes]) -> None:
             raise
     finally:
         os.close(file)
+
+
+class Letters:
+    """A file of dead letters in the state directory of an input whose chain has no queue for them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._waiting: dict[int, bytes] = {}
+        self._for_room = Wait("room on the disk for dead letters")
+
+    def bury(self, number: int, letter: bytes) -> None:
+        """Takes a letter in, under a number of the caller's."""
+        self._waiting[number] = letter
+
+    def buried(self) -> list[int]:
+        """The numbers of those that are in the file since the last call; none, and it is said, while there is no room."""
+        if not self._waiting:
+            return []
+        try:
+            append(self._path, self._waiting.values())
+        except OSError as error:
+            self._for_room.goes_on(f"{self._path}: {error.strerror}")
+            return []
+        self._for_room.is_over()
+        numbers = list(self._waiting)
+        self._waiting.clear()
+        return numbers
 
 
 def envelope(stage: str, reason: str, source: str, position: str, payload: Any) -> bytes:

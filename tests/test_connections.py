@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from netsage_pipeline import folders
+from netsage_pipeline import folders, waits
 from netsage_pipeline.probe import source as taking
 from netsage_pipeline.probe.connections import Seen, connections, ip
 from netsage_pipeline.probe.source import changes
@@ -423,15 +423,17 @@ def test_dead_letters_are_kept_for_the_owner_alone(state: Path) -> None:
     assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b'{"a":1}\n{"a":2}\n', 0o600)
 
 
-def test_dead_letters_wait_until_they_can_be_kept(state: Path) -> None:
+def test_dead_letters_wait_until_they_can_be_kept(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waits, "PATIENCE_S", -1)
     source = source_of(state)
     (state / "dead-letters.ndjson").mkdir()
     source.bury(7, "id", b"{}")
     with capture_logs() as said:
         assert source.buried() == source.buried() == []
-    (state / "dead-letters.ndjson").rmdir()
-    assert source.buried() == [7]
-    assert [line["event"] for line in said] == ["waits until dead letters can be kept"]
+        (state / "dead-letters.ndjson").rmdir()
+        assert source.buried() == [7]
+    assert [line["event"] for line in said] == ["waits for room on the disk for dead letters", "goes on"]
+    assert said[0]["reason"] == f"{state}/dead-letters.ndjson: Is a directory"
 
 
 #: Becomes nobody, takes two snapshots with a connection of its own, and tells what it saw of ports that it is given.

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netsage_pipeline.deadletters import Letters
 from netsage_pipeline.flow import Delivery, Flow, Stored
-from netsage_pipeline.importer.importing import Letters, Sensor
+from netsage_pipeline.importer.importing import Sensor
 from netsage_pipeline.monitoring.metrics import Meter
 from netsage_pipeline.worker.relay import ON_THE_WAY, PassesOn, Relay
 from tests.conftest import load_stage

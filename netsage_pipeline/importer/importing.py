@@ -24,8 +24,9 @@ import orjson
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, field_validator
 
-from netsage_pipeline import deadletters, waits
+from netsage_pipeline import waits
 from netsage_pipeline.config import Directory, or_none
+from netsage_pipeline.deadletters import Letters
 from netsage_pipeline.flow import Delivery
 from netsage_pipeline.folders import shown
 from netsage_pipeline.importer.imported import Imported, Part
@@ -517,31 +518,6 @@ class Importer:
             reason = getattr(error, "strerror", None) or str(error)
             if _is_news(watch, path, signature, reason, again=True):
                 log.warning("was imported and cannot be deleted", sensor=watch.sensor.name, file=shown(path), reason=reason)
-
-
-class Letters:
-    """Dead letters, for a chain with stages: lines of a file beside the importer's state, for its owner alone."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._waiting: dict[int, bytes] = {}
-        self._for_room = Wait("room on the disk for dead letters")
-
-    def bury(self, number: int, letter: bytes) -> None:
-        self._waiting[number] = letter
-
-    def buried(self) -> list[int]:
-        if not self._waiting:
-            return []
-        try:
-            deadletters.append(self._path, self._waiting.values())
-        except OSError as error:
-            self._for_room.goes_on(f"{self._path}: {error.strerror}")
-            return []
-        self._for_room.is_over()
-        numbers = list(self._waiting)
-        self._waiting.clear()
-        return numbers
 
 
 def _signature(status: os.stat_result) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 import structlog
 
-from netsage_pipeline import deadletters
 from netsage_pipeline.config import SettingsError
+from netsage_pipeline.deadletters import Letters
 from netsage_pipeline.flow import Delivery
 from netsage_pipeline.probe.connections import PROC, Seen, connections
 from netsage_pipeline.times import iso
@@ -44,7 +44,7 @@ class ConnectionsSource:
     def __init__(self, state: Path, interval_s: float, *, only_changes: bool, command_line: bool) -> None:
         self._interval_s, self._only_changes, self._command_line = interval_s, only_changes, command_line
         self._directory = state / "taken"
-        self._letters = state / "dead-letters.ndjson"
+        self._letters = Letters(state / "dead-letters.ndjson")
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             for torn in self._directory.glob("*.part"):
@@ -64,7 +64,6 @@ class ConnectionsSource:
         self._left_out = 0
         self._why = ""
         self._said: set[str] = set()
-        self._unburied: list[tuple[int, bytes]] = []
 
     @property
     def name(self) -> str:
@@ -197,19 +196,10 @@ class ConnectionsSource:
     # Dead letters.
 
     def bury(self, number: int, _message_id: str, letter: bytes) -> None:
-        self._unburied.append((number, letter))
+        self._letters.bury(number, letter)
 
     def buried(self) -> list[int]:
-        if not self._unburied:
-            return []
-        numbers = [number for number, _ in self._unburied]
-        try:
-            deadletters.append(self._letters, [letter for _, letter in self._unburied])
-        except OSError as error:
-            self._warn("waits until dead letters can be kept", file=str(self._letters), reason=error.strerror)
-            return []
-        self._unburied.clear()
-        return numbers
+        return self._letters.buried()
 
     def close(self) -> None:
         if self._why and time.monotonic() > self._due + self._interval_s:  # Else it was only about to leave.
