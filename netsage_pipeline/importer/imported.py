@@ -119,7 +119,11 @@ class Imported:
                 )
                 if done:
                     rows = [(*shorter._replace(messages=0, done=done), done) for shorter in within]
-                    database.executemany("INSERT OR IGNORE INTO part VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                    database.executemany(
+                        "INSERT INTO part VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+                        "ON CONFLICT (sensor, digest) DO UPDATE SET done = excluded.done WHERE done IS NULL",
+                        rows,
+                    )
 
     # Files.
 

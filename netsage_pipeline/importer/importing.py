@@ -384,7 +384,7 @@ class Importer:
             return
         sensor = watch.sensor.name
         blocks = blocks_of(file)
-        part, within = yield from self._next_part(watch, path, blocks, file)
+        part, within = yield from self._next_part(watch, path, signature, blocks, file)
         whole = part.size == blocks.end - blocks.begin
         if whole:
             yield from self._write(partial(self._imported.found, sensor, path, signature, part.digest, time.time()))
@@ -394,8 +394,8 @@ class Importer:
             self.counts["known files", "", ""] += 1
             log.debug("same content as an imported one", sensor=sensor, file=shown(path))
             return
-        if any(job.part.digest == part.digest for job in self._jobs if job.watch is watch):
-            return  # Its copy is on its way; then it is known.
+        if any(part.digest == each.digest for job in self._jobs if job.watch is watch for each in (job.part, *job.within)):
+            return  # Its copy, or a longer one, is on its way; then it is known.
         if part.reading != watch.reading:
             if part.messages:
                 log.warning(
@@ -417,7 +417,9 @@ class Importer:
                 digest = yield from copy_part(file, blocks, blocks.begin + part.begin, blocks.begin + part.size, copy)
                 yield from self._send(job, Path(copy.name), lambda: digest == part.digest)
 
-    def _next_part(self, watch: Watch, path: str, blocks: Blocks, file: BinaryIO) -> Generator[bool | None, None, tuple[Part, list[Part]]]:
+    def _next_part(
+        self, watch: Watch, path: str, signature: str, blocks: Blocks, file: BinaryIO
+    ) -> Generator[bool | None, None, tuple[Part, list[Part]]]:
         """The part that is to be sent: the rest of one that was begun, else what the file grew by; or the last one, if all is done.
 
         And the shorter ones within it, which are done when it is: an earlier state of the file may come later than this one.
@@ -427,6 +429,8 @@ class Importer:
         first = (yield from digests(file, blocks.begin, [blocks.first]))[blocks.first]
         before = self._imported.beginnings(sensor, first, size)
         found = yield from digests(file, blocks.begin, {blocks.end, *ends, *(blocks.begin + part.size for part in before)})
+        if _signature(os.fstat(file.fileno())) != signature:  # Else blocks of two files would be noted as those of one.
+            raise _ChangedError
         known = [part for part in before if found[blocks.begin + part.size] == part.digest]
         longest = max(known, key=lambda part: part.size, default=None)
         if longest is not None and (not longest.done or longest.size == size):

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 import pytest
 import structlog
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
@@ -154,6 +154,18 @@ def test_an_earlier_state_of_an_imported_file_is_known(site: Site, snapshots: li
         (site.captures / f"nfcapd.20231114221{number}").write_bytes(content)
         assert site.run() == (ports_of(0, 2) if number == 0 else [])
     assert site.importer.counts["known files", "", ""] == 2
+
+
+def test_an_earlier_state_of_a_file_that_is_on_its_way_waits_for_it(site: Site, snapshots: list[list[bytes]]) -> None:
+    (site.captures / "nfcapd.202311142210").write_bytes(snapshots[0][1])
+    (site.captures / "nfcapd.202311142211").write_bytes(snapshots[0][0])
+    began = time.monotonic()
+    while time.monotonic() - began < 2:  # Nothing is acknowledged yet, when the second file's turn comes.
+        site.take(site.importer.receive(0.05))
+    assert site.ports == ports_of(0, 1)
+    site.run()
+    assert site.ports == ports_of(0, 1)
+    assert site.importer.counts["known files", "", ""] == 1
 
 
 def test_of_a_file_that_went_on_otherwise_only_the_rest_is_sent(
@@ -603,6 +615,7 @@ WHAT = st.tuples(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(WHAT, min_size=3, max_size=12))
+@example([("write", 1, 2, 0), ("write", 0, 2, 1), ("some", 0, 0, 0), ("write", 1, 0, 1), ("write", 0, 0, 0), ("look", 0, 0, 0)])
 def test_whatever_happens_to_files_each_flow_comes_once(
     snapshots: list[list[bytes]], tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int, int]]
 ) -> None:
