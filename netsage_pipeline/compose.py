@@ -15,6 +15,13 @@ from netsage_pipeline.stagefile import StageFile, StageFileError, find
 #: Bytes for remembered ends; what an end takes is measured by benchmarks/memory.py.
 REMEMBERED_BYTES = 100_000_000
 
+#: What 41_leftovers takes for written anew, so that no address stands in it → the stage that writes it, and what that means.
+_RELIED_ON = {
+    ("meta.src_asn",): "10_preliminaries, which makes numbers of what should be numbers",
+    ("meta.id",): "20_add_id, which replaces meta.id, whatever the input says in it",
+    ("stitched_flows", "@timestamp"): "40_aggregation, which replaces stitched_flows and @timestamp, whatever the input says in them",
+}
+
 #: A stage or a run of end stages, ready to be called: its name (of a run that of its first stage) and the callable.
 Step = tuple[str, FlowProcess]
 
@@ -112,8 +119,9 @@ def sees_addresses(stages: list[Configured]) -> list[str]:
         lines.append("70_deidentify, which masks src_ip and dst_ip, does not run: enable it")
     if unknown is None:
         lines.append("41_leftovers, which masks addresses in unknown fields, does not run: enable it")
-    if not any("meta.src_asn" in stage.file.writes for stage in running if stage.file.factory == "stage"):
-        lines.append("10_preliminaries, which makes numbers of what should be numbers, does not run: enable it")
+    in_front = [stage.file for stage in running if stage.file.factory == "stage" and (unknown is None or stage.name < unknown)]
+    written = {name for file in in_front for name in file.writes}
+    lines += [f"{stage}, does not run: enable it" for names, stage in _RELIED_ON.items() if not written.issuperset(names)]
     if ends and unknown:
         for stage in running:
             if stage.file.factory == "stage" and unknown < stage.name < ends and _may_read_addresses(stage.file):

@@ -416,7 +416,7 @@ def test_check_says_how_much_is_well(tmp_path: Path) -> None:
     outcome = run_real("check")
     assert outcome.code == 0
     assert outcome.out.decode() == f"{len(OURS)} settings files, {len(OURS) - 3} stages run, 6 tables opened, 1 missing: no errors\n"
-    outcome = run("check", "--conf", conf_with(tmp_path, {"20_add_id": "enabled = false"}), lookups=tmp_path)
+    outcome = run("check", "--conf", conf_with(tmp_path, {"88_preferred": "enabled = false"}), lookups=tmp_path)
     assert outcome.out.decode() == f"{len(OURS)} settings files, {len(OURS) - 4} stages run, 0 tables opened, 7 missing: no errors\n"
 
 
@@ -720,10 +720,28 @@ def test_a_flow_stage_that_reads_addresses_between_41_and_70_is_refused(tmp_path
     assert "65_mine reads full addresses between 41_leftovers and 70_deidentify, so what it writes is not masked" in result.err
 
 
-def test_a_chain_without_10_is_refused(tmp_path: Path) -> None:
-    result = run("check", "--conf", conf_with(tmp_path, {"10_preliminaries": "enabled = false"}))
+@pytest.mark.parametrize("text", ["enabled = false", None], ids=["switched off", "left out"])
+@pytest.mark.parametrize(
+    ("stage", "does"),
+    [
+        ("10_preliminaries", "makes numbers of what should be numbers"),
+        ("20_add_id", "replaces meta.id, whatever the input says in it"),
+        ("40_aggregation", "replaces stitched_flows and @timestamp, whatever the input says in them"),
+    ],
+)
+def test_a_chain_without_a_stage_that_41_relies_on_is_refused(tmp_path: Path, stage: str, does: str, text: str | None) -> None:
+    flows = written(tmp_path / "flows.ndjson", flow(stitched_flows="192.0.2.1", **{"@timestamp": "192.0.2.1"}, meta={"id": "192.0.2.1"}))
+    result = run("replay", flows, "--conf", conf_with(tmp_path, {stage: text}))
+    assert (result.code, result.out) == (2, b"")
+    [line] = result.err.splitlines()
+    assert line.startswith(f"the output could see full addresses: {stage}, which {does}, does not run: enable it, or write allow_full_")
+
+
+def test_a_stage_behind_41_that_writes_what_41_relies_on_does_not_replace_the_one_before_it(tmp_path: Path) -> None:
+    stage_file(tmp_path / "stages", "92_mine", "return flow", writes="meta.id  text")
+    result = run("check", "--stages", tmp_path / "stages", "--conf", conf_with(tmp_path, {"20_add_id": None, "92_mine": ""}))
     assert result.code == 2
-    assert "10_preliminaries, which makes numbers of what should be numbers, does not run: enable it" in result.err
+    assert "20_add_id, which replaces meta.id, whatever the input says in it, does not run: enable it" in result.err
 
 
 def test_the_arrival_clock_goes_with_the_newest_end(tmp_path: Path) -> None:

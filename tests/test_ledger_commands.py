@@ -413,7 +413,7 @@ def test_a_mark_of_what_is_at_work_that_cannot_be_written_is_named_in_a_line(sta
 
 @pytest.mark.parametrize("words", [("run",), ("ledger", "drain")], ids=lambda words: words[-1])
 def test_a_chain_that_holds_no_flows_is_refused_where_the_ledger_does(state: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
-    without = conf_with(tmp_path, {"40_aggregation": None})
+    without = conf_with(tmp_path, {"40_aggregation": None, "99_output_rabbitmq": "allow_full_addresses = true"})
     outcome = command(*words, "--conf", without, state=state)
     [line] = [line for line in outcome.err.splitlines() if "no such table" not in line]
     assert outcome.code == 2

@@ -392,6 +392,8 @@ def test_without_the_stage_that_holds_flows_a_worker_does_not_lose_them(broker: 
         running.idle(1)
         running.process.kill()
         (conf / "40_aggregation.toml").write_text("enabled = false\n")
+        output = conf / "99_output_rabbitmq.toml"
+        output.write_text(f"{output.read_text('utf-8')}\nallow_full_addresses = true\n")
         process = running.start()
         assert not process.lasts(30)
         assert process.code == 2
