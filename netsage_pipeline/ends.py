@@ -105,7 +105,8 @@ class EndRun:
     """Consecutive end stages as one step of a chain.
 
     stages       in order
-    written      fields that end stages in front of this run have written: they are taken from the flow
+    written      fields that end stages in front of this run have written: they are taken from the flow, and what the stages of
+                 this run remove of them is gone from it
     memory       None: nothing is remembered
     notes        counts what the stages note
     """
@@ -115,9 +116,11 @@ class EndRun:
         self.memory = memory
         self.misses = 0
         self._notes = notes
+        writes = frozenset().union(*(stage.writes for stage in stages))
         self._taken = sorted(set(written) - {*GIVEN, "tags", "notes", "private"})
+        self._removable = [name for name in self._taken if name in writes]
         self._remembered = memory.young if memory else {}
-        discarded = frozenset().union(*(stage.writes for stage in stages)).difference(self._taken)
+        discarded = writes.difference(self._taken)
         self._discard = frozenset(key for side in SIDES for name in discarded for key in _meta_keys(side, name))
         self._discard_private = "private" in discarded and "private" not in written
 
@@ -138,6 +141,8 @@ class EndRun:
 
     def _merge(self, flow: Flow, side: str, name: str, remembered: Remembered) -> None:
         meta = flow["meta"]
+        if self._removable:
+            self._remove(meta, side, remembered[1])
         meta[name], (plain, flat, tags, notes, rest, _) = remembered
         meta.update(plain)
         for key, value in flat:
@@ -171,15 +176,21 @@ class EndRun:
         meta = flow["meta"]
         end: End = {"side": side, "ip": meta[f"{side}_ip"], "asn": meta.get(f"{side}_asn")}
         for name in self._taken:
-            if name == "scireg":
-                value = (meta.get("scireg") or {}).get(side)
-            elif name == "community":
-                value = (meta.get(side) or {}).get("community")
-            else:
-                value = meta.get(f"{side}_{name}")
+            holder, key = _place(meta, side, name)
+            value = holder.get(key)
             if value is not None:
                 end[name] = copy(value)
         return end
+
+    def _remove(self, meta: dict[str, Any], side: str, result: Result) -> None:
+        """Removes what the end took from the flow and a stage removed from the end. All else keeps its place, and a dead letter its id."""
+        held = {*result.plain, *dict(result.flat), *(f"{side}_{name}" for name in result.rest or ())}
+        for name in self._removable:
+            holder, key = _place(meta, side, name)
+            if f"{side}_{name}" not in held and holder.get(key) is not None:
+                del holder[key]
+                if not holder:
+                    del meta["scireg" if name == "scireg" else side]
 
     def _refuse(self, flow: Flow) -> None:
         """Finds the first stage that raises for either end, merges what the stages before it gave, and raises EndRefused."""
@@ -205,6 +216,15 @@ def _meta_keys(side: str, name: str) -> list[str]:
     """The keys of meta below which a field of an end is written, which the input may not say."""
     where = meta_name(name) or ""
     return [where.format(side=side).split(".")[1]] if where.startswith("meta.") and name not in GIVEN else []
+
+
+def _place(meta: dict[str, Any], side: str, name: str) -> tuple[dict[str, Any], str]:
+    """Where a field of an end lies in meta: what holds it, and its key there."""
+    if name == "scireg":
+        return meta.get("scireg") or {}, side
+    if name == "community":
+        return meta.get(side) or {}, "community"
+    return meta, f"{side}_{name}"
 
 
 def _merge_rest(flow: Flow, side: str, rest: End) -> None:

@@ -85,10 +85,38 @@ def end(config, lookups):
     return process
 """
 
+#: An end stage that removes what earlier ones wrote, wherever it lies, of some ends.
+REMOVING = """
+def end(config, lookups):
+    def process(end):
+        for name in ("scireg", "community", "object"):
+            if len(end["ip"]) % 2:
+                end.pop(name, None)
+
+    return process
+"""
+
 NOTHING_DONE = """
 def stage(config, lookups):
     return lambda flow: flow
 """
+
+REFUSING = """
+def end(config, lookups):
+    def process(end):
+        raise ValueError
+
+    return process
+"""
+
+#: What these read and write.
+DECLARED = {
+    MEDDLING: ("meta", "nothing"),
+    WRITING: ("side, ip", "list, object, null  object\n        tags, notes  texts\n        private  object"),
+    REMOVING: ("side, ip", "scireg, object  object\n        community  texts"),
+    NOTHING_DONE: ("meta", "nothing"),
+    REFUSING: ("ip", "nothing"),
+}
 
 
 @cache
@@ -99,16 +127,16 @@ def lookups(name: str) -> Tables:
 Stages = Callable[[], list[Configured]]
 
 
-def conf_with(directory: Path, **mine: str) -> list[Configured]:
-    """Our chain with all stages on, and an operator's: name → code."""
+def conf_with(directory: Path, layout: str = "1", **mine: str) -> list[Configured]:
+    """Our chain with all stages on, and an operator's: name → code. What the science registry knows is written in this layout."""
     conf = directory / "conf.d"
     conf.mkdir()
     for file in folders.shipped("conf.d").glob("*.toml"):
         private = "keep_private = true\n" if file.stem in ("70_deidentify", "80_privatize_org") else ""
-        (conf / file.name).write_text(private + file.read_text().replace("enabled = false\n", ""))
+        of_60 = f'layout = "{layout}"\n' if file.stem == "60_scireg" else ""
+        (conf / file.name).write_text(private + of_60 + file.read_text().replace("enabled = false\n", ""))
     for name, code in mine.items():
-        writes = "list, object, null  object\n        tags, notes  texts\n        private  object" if code == WRITING else "nothing"
-        reads = "side, ip" if code == WRITING else "meta"
+        reads, writes = DECLARED[code]
         (directory / f"{name[1:]}.py").write_text(DOCSTRING.format(name=name, reads=reads, writes=writes) + code)
         (conf / f"{name[1:]}.toml").touch()
     return configured(conf, [folders.shipped("stages"), directory])
@@ -198,16 +226,17 @@ def test_remembering_changes_nothing_in_the_conformance_sets(name: str, tables: 
     assert on.notes == off.notes
 
 
+@pytest.mark.parametrize("layout", ["1", "2"])
 @pytest.mark.parametrize("position", ["46", "49", "52", "54", "57", "65", "75", "85"])
-def test_a_flow_stage_that_does_nothing_changes_nothing_wherever_it_stands(position: str, tmp_path: Path) -> None:
+def test_a_flow_stage_that_does_nothing_changes_nothing_wherever_it_stands(position: str, layout: str, tmp_path: Path) -> None:
     """Behind it ends begin with the flow as it is, and are given the same. The order of tags alone may be another."""
     bodies = [line for file in sorted(CONFORMANCE.glob("0[12]*.in.ndjson")) for line in file.read_bytes().splitlines()]
     bodies += [orjson.dumps(flow(meta={"src_ip": ip, "dst_ip": "nowhere", "src_asn": 7575})) for ip in ADDRESSES]
     (tmp_path / "with").mkdir()
     (tmp_path / "without").mkdir()
-    stages = conf_with(tmp_path / "with", _48_writing=WRITING, **{f"_{position}_nothing": NOTHING_DONE})
+    stages = conf_with(tmp_path / "with", layout, _48_writing=WRITING, _83_removing=REMOVING, **{f"_{position}_nothing": NOTHING_DONE})
     with_it = Chain(stages, lookups("conformance"), Now(NOW))
-    without = Chain(conf_with(tmp_path / "without", _48_writing=WRITING), lookups("conformance"), Now(NOW))
+    without = Chain(conf_with(tmp_path / "without", layout, _48_writing=WRITING, _83_removing=REMOVING), lookups("conformance"), Now(NOW))
 
     def normal(chain: Chain) -> Counter[str]:
         flows = [orjson.loads(each) for each in through(chain, bodies)]
@@ -217,6 +246,30 @@ def test_a_flow_stage_that_does_nothing_changes_nothing_wherever_it_stands(posit
 
     assert normal(with_it) == normal(without)
     assert with_it.notes == without.notes
+
+
+PRIVATE_END = orjson.dumps(flow(meta={"src_ip": "139.130.1.5", "src_asn": 7575}))
+
+
+def test_what_80_removes_is_gone_where_a_dead_letter_enters_there(tmp_path: Path) -> None:
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+    refusing = Chain(conf_with(tmp_path / "with", "2", _79_refusing=REFUSING), lookups("conformance"), Now(NOW))
+    [letter] = through(refusing, [PRIVATE_END])
+    assert orjson.loads(letter)["payload"]["meta"]["src_project_names"]
+    chain = Chain(conf_with(tmp_path / "without", "2"), lookups("conformance"), Now(NOW))
+    [flow] = chain.enrich(chain.let_in(letter.replace(b"79_refusing", b"80_privatize_org"), "test", "1"))
+    [expected] = map(orjson.loads, through(chain, [PRIVATE_END]))
+    assert flow == expected
+    assert flow["meta"]["src_ip"] == "xx.xx.xx.xx"
+    assert "src_project_names" not in flow["meta"]
+
+
+def test_what_80_removed_is_gone_in_the_dead_letter_of_a_later_stage_too(tmp_path: Path) -> None:
+    stages = conf_with(tmp_path, "2", _75_nothing=NOTHING_DONE, _89_refusing=REFUSING)
+    [letter] = through(Chain(stages, lookups("conformance"), Now(NOW)), [PRIVATE_END])
+    assert orjson.loads(letter)["stage"] == "89_refusing"
+    assert "src_project_names" not in orjson.loads(letter)["payload"]["meta"]
 
 
 def test_what_the_input_says_in_fields_that_end_stages_write_is_discarded(chains: Callable[[str], list[Configured]]) -> None:
