@@ -6,7 +6,6 @@ A message goes through `take` (decoding, the stages up to stitching, which holds
 
 from __future__ import annotations
 
-import json
 import marshal
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ from netsage_pipeline.compose import Configured, Step, compose
 from netsage_pipeline.deadletters import DECODE, LETTER, body_of, envelope, is_envelope, lenient, looks_like_envelope
 from netsage_pipeline.ends import EndRefused, EndRun
 from netsage_pipeline.flow import Finished, Flow, Lookups, Now, Refused
-from netsage_pipeline.jsonvalues import fault
+from netsage_pipeline.jsonvalues import apart, fault, leniently
 
 #: Tells where flow number n of a batch came from: source and position.
 Origin = Callable[[int], tuple[str, str]]
@@ -78,17 +77,17 @@ class Chain:
         return self.take(body, source, position)
 
     def values_of(self, body: bytes) -> list[Any] | None:
-        """The decoded flows of a message that is an array, strict JSON or not; None if it is anything else."""
+        """The decoded flows of a message that is an array, those that are not strict JSON as their bytes; None if it is anything else."""
         values = _value(body)
         if values is body:
             try:
-                values = json.loads(body)
+                values = apart(body)
             except (ValueError, RecursionError):
                 return None
         return values if isinstance(values, list) else None
 
     def take_one(self, value: Any, source: str, position: str) -> list[Finished]:
-        """Runs the stages up to stitching on one decoded flow of a message."""
+        """Runs the stages up to stitching on one of `values_of` a message."""
         return self._take_value(self.steps.before, value, source, position)
 
     def take(self, body: bytes, source: str, position: str) -> list[Finished]:
@@ -107,9 +106,11 @@ class Chain:
         return self._hold(steps, decoded, lambda: orjson.loads(body), lambda index: (source, f"{position}.{index}"))
 
     def _take_partly(self, steps: list[Step], body: bytes, source: str, position: str) -> list[Finished]:
-        """A message that is not strict JSON: a NaN or a lone surrogate in one flow of an array must not cost its neighbours."""
+        """A message that is not strict JSON: a NaN or a lone surrogate in one flow of an array must not cost its neighbours.
+
+        The dead letter holds the bytes of that flow as they came."""
         try:
-            values = json.loads(body)
+            values = apart(body)
         except (ValueError, RecursionError):
             self._refuse(DECODE, "not JSON", (source, position), body)
             return []
@@ -119,11 +120,11 @@ class Chain:
         return finished
 
     def _take_value(self, steps: list[Step], value: Any, source: str, position: str) -> list[Finished]:
-        text = lenient(value)
-        if _value(text) is not text and not isinstance(value, list):
-            return self._take(steps, text, source, position)
+        if not isinstance(value, bytes | list):
+            return self._take(steps, lenient(value), source, position)
         self.read += 1
-        self._refuse(DECODE, fault(value) or "not an object", (source, position), value)
+        reason = "not an object" if isinstance(value, list) else fault(leniently(value)) or "not JSON"
+        self._refuse(DECODE, reason, (source, position), value)
         return []
 
     def _hold(self, steps: list[Step], flows: list[Any], again: Callable[[], list[Any]], origin: Origin) -> list[Finished]:

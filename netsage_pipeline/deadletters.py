@@ -8,7 +8,7 @@ An envelope is one JSON object:
     source    the file or queue it came from; behind stitching "40_aggregation"
     position  line, or line.index within an array; behind stitching the meta.id
     payload   the flow as it stood before that stage, what earlier stages gave both its ends merged in;
-              {"base64": ...} where the bytes are no JSON
+              {"base64": ...} of the bytes as they came, where they are no strict JSON
 """
 
 from __future__ import annotations

@@ -1,11 +1,16 @@
-"""JSON values: numbers in them, copies, and what strict JSON cannot write."""
+"""JSON values: numbers in them, copies, what strict JSON cannot write, and what is not strict JSON."""
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
+
+_BLANKS = re.compile(r"[ \t\n\r]*")
 
 
 def number(value: Any) -> float | None:
@@ -33,6 +38,57 @@ def copy(value: Any) -> Any:
     if isinstance(value, list):
         return [copy(inner) for inner in value]
     return value
+
+
+def leniently(body: bytes) -> Any:
+    """Decodes JSON that need not be strict: NaN, lone surrogates, numbers of any size. ValueError or RecursionError if it is none.
+
+    An integer of a hundred digits or more is given as one beyond 64 bits, because Python makes none of more than 4,300.
+    """
+    return _LENIENT.decode(_text(body))
+
+
+def apart(body: bytes) -> Any:
+    """As `leniently`, but what strict JSON does not know is given as its bytes, as it came: of an array each such element on its own."""
+    text = _text(body)
+    value = _LENIENT.decode(text)
+    return [_strictly(each) for each in _elements(text)] if value and isinstance(value, list) else _strictly(text)
+
+
+def _integer(digits: str) -> int:
+    return int(digits) if len(digits) < 100 else 1 << 64
+
+
+_LENIENT = json.JSONDecoder(parse_int=_integer)
+
+
+def _text(body: bytes) -> str:
+    return body.decode(json.detect_encoding(body), "surrogatepass")
+
+
+def _elements(text: str) -> Iterator[str]:
+    """The texts of the elements of an array that has some."""
+    at = text.index("[")
+    while text[at] != "]":
+        begin = _blank(text, at + 1)
+        _, end = _LENIENT.raw_decode(text, begin)
+        yield text[begin:end]
+        at = _blank(text, end)
+
+
+def _blank(text: str, at: int) -> int:
+    """Where the blanks from here on end."""
+    found = _BLANKS.match(text, at)
+    return found.end() if found else at
+
+
+def _strictly(text: str) -> Any:
+    """The value, or the bytes where it is not strict JSON."""
+    body = text.encode("utf-8", "surrogatepass")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body
 
 
 def fault(value: Any) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netsage_pipeline.chain import Chain
-from netsage_pipeline.deadletters import DECODE
+from netsage_pipeline.deadletters import DECODE, body_of
 from netsage_pipeline.flow import Flow, Now
 from tests.flows import NOW, flow
 from tests.invariants import Body, any_flow, body, chain_of, demo_tables, examples, shipped, through
@@ -157,7 +157,10 @@ def test_an_empty_array_holds_no_flow() -> None:
     assert (chain.read, chain.dead) == (0, [])
 
 
-@pytest.mark.parametrize("odd", [b"NaN", b'"\\udc00"', nested(500), b"1e999", b"[[]]", nested(300, leaf=b"NaN")])
+LONG = b"-" + b"9" * 5_000  # Python makes no integer of more than 4,300 digits.
+
+
+@pytest.mark.parametrize("odd", [b"NaN", b'"\\udc00"', nested(500), b"1e999", b"[[]]", nested(300, leaf=b"NaN"), LONG, LONG[1:]])
 def test_one_odd_flow_in_an_array_costs_only_itself(odd: bytes) -> None:
     chain = chain_of()
     good = [body(flow(meta={"src_port": port})) for port in (1, 2)]
@@ -165,6 +168,33 @@ def test_one_odd_flow_in_an_array_costs_only_itself(odd: bytes) -> None:
     out = 3 if odd == b"[[]]" else 2
     assert (chain.read, len(flows), chain.refused.total()) == (3, out, 3 - out)
     assert [orjson.loads(letter)["position"] for letter in chain.dead] == ["1.1"][: 3 - out]
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        (b"NaN", "NaN or infinity"),
+        (b"1e999", "NaN or infinity"),
+        (b'"\\udc00"', "lone surrogate in a text"),
+        (b"9" * 400, "integer beyond 64 bits"),
+        (LONG, "integer beyond 64 bits"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_an_odd_flow_is_kept_as_it_came(odd: bytes, reason: str, encoding: str) -> None:
+    text = b'{ "y":1e400, "y":\t%s}' % odd
+    alone, among = chain_of(), chain_of()
+    checked(alone, text.decode().encode(encoding))
+    message = (b"\n[ %s ,%s\t,[],1] " % (body(flow()), text)).decode().encode(encoding)
+    assert len(checked(among, message)) == 1
+    for chain, position in ((alone, "1"), (among, "1.1")):
+        letter = orjson.loads(chain.dead[0])
+        assert (letter["stage"], letter["reason"], letter["position"]) == (DECODE, reason, position)
+        assert body_of(letter["payload"]) == text
+    one_by_one = chain_of()
+    for number, value in enumerate(one_by_one.values_of(message) or []):
+        one_by_one.take_one(value, "test", f"1.{number}")
+    assert (one_by_one.read, one_by_one.dead) == (4, among.dead)
 
 
 def test_parts_of_next_to_no_duration_do_not_stop_the_loop() -> None:

@@ -169,11 +169,12 @@ def test_a_file_of_nothing_else_is_no_error(tmp_path: Path, message: bytes, reas
     assert outcome.err.endswith("the refused flows were only counted: --dead-letters FILE keeps them\n")
 
 
-def test_a_nan_in_a_document_over_many_lines_costs_one_flow(tmp_path: Path) -> None:
-    document = b'[\n  {\n    "start": NaN\n  },\n' + lines([flow()]) + b"]\n"
+@pytest.mark.parametrize(("number", "reason"), [(b"NaN", "NaN or infinity"), (b"9" * 5_000, "integer beyond 64 bits")], ids=["NaN", "long"])
+def test_an_odd_number_in_a_document_over_many_lines_costs_one_flow(tmp_path: Path, number: bytes, reason: str) -> None:
+    document = b'[\n  {\n    "start": %s\n  },\n%s]\n' % (number, lines([flow()]))
     outcome = run("replay", written(tmp_path / "a.json", document))
     assert len(outcome.flows) == 1
-    assert outcome.summary["decode: NaN or infinity"] == outcome.summary["dead letters"] == 1
+    assert outcome.summary[f"decode: {reason}"] == outcome.summary["dead letters"] == 1
 
 
 WRONG_TYPES: dict[str, tuple[Any, str, str]] = {

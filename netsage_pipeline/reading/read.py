@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import calendar
 import contextlib
-import json
 import os
 import re
 import sys
@@ -29,6 +28,7 @@ import zstandard
 from netsage_pipeline.deadletters import lenient
 from netsage_pipeline.flow import Flow
 from netsage_pipeline.folders import shown
+from netsage_pipeline.jsonvalues import leniently
 from netsage_pipeline.probe import netstat
 from netsage_pipeline.reading import netflow_module, nfdump, pmacct
 from netsage_pipeline.reading.foreign import flow_of
@@ -380,7 +380,7 @@ def _is_json(text: bytes) -> bool:
         orjson.loads(text)
     except orjson.JSONDecodeError:
         try:
-            json.loads(text)
+            leniently(text)
         except (ValueError, RecursionError):
             return False
     return True
