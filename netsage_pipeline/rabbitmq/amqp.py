@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import pika
@@ -36,6 +37,9 @@ FIRST_AGAIN, LAST_AGAIN = 1.0, 30.0
 BUFFER_BYTES = 64_000_000
 UNWANTED = 10.0
 
+
+#: The longest short string of AMQP.
+SHORT_STRING_BYTES = 255
 
 #: Seconds after which a consumer asks how many messages are left though it has enough of them.
 ASKED_S = 5.0
@@ -238,7 +242,12 @@ class Publisher(Link):
         return len(self._waiting) + len(self._written) + len(self._held)
 
     def publish(self, token: Any, exchange: str, key: str, body: bytes, message_id: str, headers: dict[str, Any] | None = None) -> None:
-        """Takes a message in; `confirmed` gives its token when it is stored. Never waits."""
+        """Takes a message in; `confirmed` gives its token when it is stored. Never waits.
+
+        message_id   any text; a digest of it is sent in place of one that is longer than a short string of AMQP
+        """
+        if len(encoded := message_id.encode()) > SHORT_STRING_BYTES:
+            message_id = blake2b(encoded, digest_size=16).hexdigest()
         properties = pika.BasicProperties(content_type="application/json", delivery_mode=2, message_id=message_id, headers=headers)
         self._waiting.append(_Message(token, exchange, key, body, properties))
         if self._ready:

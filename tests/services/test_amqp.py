@@ -130,6 +130,20 @@ def test_a_message_is_persistent_and_says_what_it_is(broker: Broker, link: Links
     assert told == (2, "application/json", "an id", {"shard": 3}, b"{}")
 
 
+@pytest.mark.parametrize("known_as", ["x" * 256, "é" * 128, "\\xfc" * 255, "replay/" + "x" * 255])
+def test_a_message_id_that_is_too_long_is_replaced_by_the_same_one_each_time(
+    broker: Broker, link: Links, queue: str, known_as: str
+) -> None:
+    publisher = link(Publisher, broker.url, "", queue)
+    for number, each in enumerate((known_as, known_as, f"{known_as}!", "é" * 127 + "x")):
+        publisher.publish(number, "", queue, b"", each)
+    assert sorted(confirmed(publisher, 4)) == [0, 1, 2, 3]
+    first, again, another, longest = [properties.message_id for properties, _ in broker.take(queue)]
+    assert re.fullmatch("[0-9a-f]{32}", str(first))
+    assert first == again != another
+    assert longest == "é" * 127 + "x"
+
+
 def test_a_batch_ends_at_200_messages(broker: Broker, link: Links, queue: str) -> None:
     broker.declare(queue)
     broker.put(queue, [b"x"] * 450)

@@ -14,6 +14,7 @@ from typing import Any
 import pika
 import pytest
 
+from netsage_pipeline.deadletters import envelope
 from tests.command import COMMAND, conf_with, stage_file
 from tests.flows import flow
 from tests.services.rabbitmq import Broker
@@ -100,6 +101,20 @@ def test_dead_letters_are_shown_and_stay_as_they_are(running: Pipeline) -> None:
     assert [json.loads(body) for _, body in taken] == shown
     assert {properties.delivery_mode for properties, _ in taken} == {2}
     assert len({properties.message_id for properties, _ in taken}) == 6
+
+
+def test_letters_are_put_back_however_long_their_ids_are_and_known_by_the_same_one_each_time(running: Pipeline) -> None:
+    letter = envelope("12_first", "reason", "file", "1", part(1))
+    ids = []
+    given: list[Any] = ["x" * 255, "x" * 255, b"\xfc" * 255]
+    for known_as in given:
+        running.broker.declare(running.dead)
+        running.broker.put(running.dead, [letter], pika.BasicProperties(delivery_mode=2, message_id=known_as))
+        assert replayed(running) == 1
+        [(properties, body)] = running.broker.take(running.input)
+        assert body == letter
+        ids.append(properties.message_id)
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_exactly_the_matching_ones_are_put_back_and_come_out_right_when_the_cause_is_mended(running: Pipeline) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import orjson
+import pika
 import pytest
 from pydantic import ValidationError
 
@@ -146,6 +147,24 @@ def test_single_flows_carry_the_ids_of_their_documents(broker: Broker, name: str
     sink.close()
     assert [properties.message_id for properties, _ in broker.take(name)] == [document_id(flow(1)), document_id(flow(2))]
     remove(broker, f"{name}-x")
+
+
+def test_messages_are_passed_on_whatever_their_ids_are(broker: Broker, source: Any, name: str) -> None:
+    """Bytes that are no UTF-8 take four characters each in our words."""
+    wait_for(lambda: source.connected, doing=lambda: source.turn(0.1))
+    ids: list[Any] = ["an id", b"\xfc" * 255, b"\xfc" * 255, b"\xfd" * 255]
+    for known_as in ids:
+        broker.put(name, [b"[]"], pika.BasicProperties(message_id=known_as))
+    got: list[Delivery] = []
+    wait_for(lambda: len(got) == 4, doing=lambda: got.extend(source.receive(0.5)))
+    sink = sink_of(broker.url, f"{name}-out")
+    sink.pass_on(1, got)
+    wait_for(lambda: bool(sink.stored(0.5)))
+    sink.close()
+    first, second, again, another = [properties.message_id for properties, _ in broker.take(f"{name}-out")]
+    assert first == "an id"
+    assert second == again != another
+    remove(broker, f"{name}-out-x")
 
 
 def test_nothing_is_stored_that_the_broker_did_not_confirm(broker: Broker, proxy: Proxy, name: str) -> None:
