@@ -10,22 +10,21 @@ import orjson
 from netsage_pipeline.flow import Flow
 
 
-def document_id(flow: Flow, otherwise: str = "") -> str:
+def document_id(flow: Flow) -> str:
     """32 hex digits, made of a flow's meta.id, start, end, stitched_flows, num_bits and num_packets.
 
-    otherwise   what a record without meta.id is known by: a digest of all that it holds
-
-    TypeError if the flow holds in them what JSON cannot write. What else is in the flow makes no difference.
+    A record without meta.id is known by all that it holds but for `document_id`: two of them are not to be taken for one.
+    TypeError if that holds what JSON cannot write. What else is in the flow makes no difference.
     """
-    return blake2b(orjson.dumps(identity(flow, otherwise)), digest_size=16).hexdigest()
+    return blake2b(orjson.dumps(identity(flow)), digest_size=16).hexdigest()
 
 
-def identity(flow: Flow, otherwise: str = "") -> list[Any]:
+def identity(flow: Flow) -> list[Any]:
     """What the id is made of."""
     meta, values = flow.get("meta"), flow.get("values")
     known_as = meta.get("id") if meta.__class__ is dict else None
-    if not known_as and otherwise:
-        return [otherwise]
+    if not known_as:
+        return [blake2b(orjson.dumps(_without_id(flow)), digest_size=16).hexdigest()]
     bits, packets = (values.get("num_bits"), values.get("num_packets")) if values.__class__ is dict else (None, None)
     return [known_as, flow.get("start"), flow.get("end"), flow.get("stitched_flows"), bits, packets]
 
@@ -45,10 +44,11 @@ class Written(NamedTuple):
 
 
 def written(flow: Flow) -> Written:
-    """The flow with its id, a record without meta.id under one of all that it holds. TypeError if it holds what JSON cannot write."""
-    plain = {name: value for name, value in flow.items() if name != "document_id"}
-    meta = flow.get("meta")
-    has_id = meta.__class__ is dict and meta.get("id")
-    known_as = document_id(plain, "" if has_id else blake2b(orjson.dumps(plain), digest_size=16).hexdigest())
-    plain["document_id"] = known_as
+    """The flow with its id. TypeError if it holds what JSON cannot write."""
+    plain = _without_id(flow)
+    known_as = plain["document_id"] = document_id(flow)
     return Written(known_as, orjson.dumps(plain))
+
+
+def _without_id(flow: Flow) -> Flow:
+    return {name: value for name, value in flow.items() if name != "document_id"}

@@ -9,7 +9,7 @@ Drops   nothing; what the mapping refuses goes to the dead letters, with the ser
 from __future__ import annotations
 
 import time
-from hashlib import blake2b
+from functools import partial
 from typing import Any
 
 import orjson
@@ -23,8 +23,8 @@ from netsage_pipeline.elastic import templates
 from netsage_pipeline.elastic.bulk import Bulk, Document
 from netsage_pipeline.elastic.cluster import Cluster, client, is_refusal
 from netsage_pipeline.elastic.retention import wrong_with_prefix
-from netsage_pipeline.flow import Flow, Refusal, Stored
-from netsage_pipeline.jsonvalues import fault
+from netsage_pipeline.flow import Flow, Stored
+from netsage_pipeline.outputs.batches import encoded
 from netsage_pipeline.times import day_of
 
 log = structlog.get_logger(__name__)
@@ -76,27 +76,17 @@ class ElasticSink:
             log.warning(line)
 
     def write(self, batch: int, flows: list[Flow]) -> None:
-        documents: list[Document] = []
-        refused: list[Refusal] = []
-        for flow in flows:
-            try:
-                documents.append(self._document(batch, flow))
-            except ValueError as error:
-                refused.append((flow, str(error)))
-            except TypeError:
-                refused.append((flow, fault(flow)))
+        documents, _, refused = encoded(flows, partial(self._document, batch))
         self._bulk.write(batch, documents, refused)
 
     def _document(self, batch: int, flow: Flow) -> Document:
         """ValueError if it has no day, TypeError if it cannot be written as JSON."""
         day = day_of(_value(flow, self._time), self._time)
+        known_as = document_id(flow).encode()
         flow.pop("document_id", None)
         for path in self._places:
             _bare(flow, path)
         body = orjson.dumps(flow)
-        meta = flow.get("meta")
-        otherwise = "" if meta.__class__ is dict and meta.get("id") else blake2b(body, digest_size=16).hexdigest()
-        known_as = document_id(flow, otherwise).encode()
         index = f"{self._prefix}-{day}"
         action = b'{"index":{"_index":"%s","_id":"%s"}}' % (index.encode(), known_as)
         return Document(batch, index, action, b'%s,"document_id":"%s"}' % (body[:-1], known_as))

@@ -17,8 +17,8 @@ import orjson
 from pydantic import Field
 
 from netsage_pipeline.config import Output
-from netsage_pipeline.flow import Flow, Refusal, Stored
-from netsage_pipeline.jsonvalues import fault
+from netsage_pipeline.flow import Flow, Stored
+from netsage_pipeline.outputs.batches import encoded
 
 
 class Config(Output):
@@ -38,13 +38,7 @@ class FileSink:
         self._stored: list[Stored] = []
 
     def write(self, batch: int, flows: list[Flow]) -> None:
-        refused: list[Refusal] = []
-        try:
-            lines = [orjson.dumps(flow) for flow in flows]
-        except TypeError:
-            reasons = [fault(flow) for flow in flows]
-            refused = [(flow, reason) for flow, reason in zip(flows, reasons, strict=True) if reason]
-            lines = [orjson.dumps(flow) for flow, reason in zip(flows, reasons, strict=True) if not reason]
+        lines, _, refused = encoded(flows, orjson.dumps)
         if self._together > 1:
             lines = [b"[" + b",".join(lines[i : i + self._together]) + b"]" for i in range(0, len(lines), self._together)]
         if lines:

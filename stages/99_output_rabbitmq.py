@@ -21,8 +21,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from netsage_pipeline.config import Output
 from netsage_pipeline.documents import document_id, identity
-from netsage_pipeline.flow import Delivery, Flow, Refusal, Stored
-from netsage_pipeline.jsonvalues import fault
+from netsage_pipeline.flow import Delivery, Flow, Stored
+from netsage_pipeline.outputs.batches import encoded
 from netsage_pipeline.rabbitmq.amqp import Publisher
 from netsage_pipeline.rabbitmq.brokers import Broker, Name, named, servers
 
@@ -106,8 +106,8 @@ class RabbitSink:
         self.stored, self.close = self._messages.stored, self._messages.close
 
     def write(self, batch: int, flows: list[Flow]) -> None:
-        bodies, written, refused = _encoded(flows)
-        messages = [(self._key, body, known_as) for body, known_as in _messages(bodies, written, self._together)]
+        bodies, able, refused = encoded(flows, orjson.dumps)
+        messages = [(self._key, body, known_as) for body, known_as in _messages(bodies, able, self._together)]
         self._messages.publish(Stored(batch, len(bodies), refused), messages)
 
     def pass_on(self, batch: int, deliveries: list[Delivery]) -> None:
@@ -125,9 +125,9 @@ class ShardSink:
         self.stored, self.close = self._messages.stored, self._messages.close
 
     def split(self, batch: int, flows: list[Flow], message: str) -> None:
-        bodies, written, refused = _encoded(flows)
+        bodies, able, refused = encoded(flows, orjson.dumps)
         parts: dict[int, list[bytes]] = {}
-        for flow, body in zip(written, bodies, strict=True):
+        for flow, body in zip(able, bodies, strict=True):
             parts.setdefault(shard_of(flow, self._shards), []).append(body)
         messages = [(f"{self._key}.{shard}", _array(part), f"{message}/{shard}") for shard, part in parts.items()]
         self._messages.publish(Stored(batch, len(bodies), refused), messages)
@@ -140,36 +140,19 @@ def shard_of(flow: Flow, shards: int) -> int:
     return int.from_bytes(blake2b(str(known_as or "").encode(), digest_size=8).digest()) % shards
 
 
-def _encoded(flows: list[Flow]) -> tuple[list[bytes], list[Flow], list[Refusal]]:
-    """The flows that can be written, as JSON and as they are, and the others."""
-    try:
-        return [orjson.dumps(flow) for flow in flows], flows, []
-    except TypeError:
-        reasons = [(flow, fault(flow)) for flow in flows]
-        written = [flow for flow, reason in reasons if not reason]
-        return [orjson.dumps(flow) for flow in written], written, [(flow, reason) for flow, reason in reasons if reason]
-
-
 def _messages(bodies: list[bytes], flows: list[Flow], together: int) -> list[tuple[bytes, str]]:
     """Messages with their ids."""
     if together == 1:
-        return [(body, document_id(flow, _otherwise(flow, body))) for body, flow in zip(bodies, flows, strict=True)]
+        return [(body, document_id(flow)) for body, flow in zip(bodies, flows, strict=True)]
     messages = []
     for at in range(0, len(bodies), together):
-        some = bodies[at : at + together]
-        ids = orjson.dumps([identity(flow, _otherwise(flow, body)) for flow, body in zip(flows[at : at + together], some, strict=True)])
-        messages.append((_array(some), blake2b(ids, digest_size=16).hexdigest()))
+        ids = orjson.dumps([identity(flow) for flow in flows[at : at + together]])
+        messages.append((_array(bodies[at : at + together]), blake2b(ids, digest_size=16).hexdigest()))
     return messages
 
 
 def _array(bodies: list[bytes]) -> bytes:
     return b"[" + b",".join(bodies) + b"]"
-
-
-def _otherwise(flow: Flow, body: bytes) -> str:
-    """A flow without meta.id is known by all that it holds: two of them are not to be taken for one by who drops repeats."""
-    meta = flow.get("meta")
-    return "" if meta.__class__ is dict and meta.get("id") else blake2b(body, digest_size=16).hexdigest()
 
 
 def sink(config: Config) -> RabbitSink | ShardSink:

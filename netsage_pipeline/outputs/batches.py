@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
 
-from netsage_pipeline.documents import Written, written
 from netsage_pipeline.flow import Flow, Refusal, Stored
 from netsage_pipeline.jsonvalues import fault
 
+T = TypeVar("T")
 
-def encoded(flows: list[Flow]) -> tuple[list[Written], list[Refusal]]:
-    """The flows as they are written, and those that JSON cannot write."""
-    able: list[Written] = []
+
+def encoded(flows: list[Flow], encode: Callable[[Flow], T]) -> tuple[list[T], list[Flow], list[Refusal]]:
+    """What is made of the flows that can be written, those flows, and the others.
+
+    encode   raises TypeError for what JSON cannot write, ValueError with the reason for what else cannot be written
+    """
+    made: list[T] = []
+    able: list[Flow] = []
     refused: list[Refusal] = []
     for flow in flows:
         try:
-            able.append(written(flow))
+            made.append(encode(flow))
         except TypeError:
             refused.append((flow, fault(flow)))
-    return able, refused
+        except ValueError as error:
+            refused.append((flow, str(error)))
+        else:
+            able.append(flow)
+    return made, able, refused
 
 
 class Batches:

@@ -17,7 +17,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from netsage_pipeline import waits
-from netsage_pipeline.documents import Written
+from netsage_pipeline.documents import Written, written
 from netsage_pipeline.flow import Flow, Stored
 from netsage_pipeline.outputs.batches import Batches, encoded
 
@@ -113,14 +113,12 @@ class KafkaSink:
         self._single: Producer | None = None  # for messages that are alone in their batches
 
     def write(self, batch: int, flows: list[Flow]) -> None:
-        able, refused = encoded(flows)
-        self._batches.open(batch, len(able), refused)
+        made, able, refused = encoded(flows, written)
+        self._batches.open(batch, len(made), refused)
         if self._together == 1:
-            unable = {id(flow) for flow, _ in refused}
-            keys = [_key_of(flow) for flow in flows if id(flow) not in unable]
-            self._waiting += [Message(batch, key, [each]) for key, each in zip(keys, able, strict=True)]
+            self._waiting += [Message(batch, _key_of(flow), [each]) for flow, each in zip(able, made, strict=True)]
         else:
-            self._waiting += [Message(batch, None, able[at : at + self._together]) for at in range(0, len(able), self._together)]
+            self._waiting += [Message(batch, None, made[at : at + self._together]) for at in range(0, len(made), self._together)]
         self._hand_over()
 
     def stored(self, seconds: float = 0) -> list[Stored]:

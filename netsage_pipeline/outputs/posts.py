@@ -20,7 +20,7 @@ import urllib3
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, ReadTimeoutError, SSLError
 
 from netsage_pipeline import __version__
-from netsage_pipeline.documents import Written
+from netsage_pipeline.documents import Written, written
 from netsage_pipeline.flow import Flow, Stored
 from netsage_pipeline.outputs.batches import encoded
 from netsage_pipeline.outputs.senders import SENDERS, Answer, Senders, Trouble
@@ -86,8 +86,8 @@ class HttpSink:
         self._senders = Senders("the HTTP server", self._send, together, lambda _: "the HTTP server")
 
     def write(self, batch: int, flows: list[Flow]) -> None:
-        able, refused = encoded(flows)
-        self._senders.write(batch, [Post(batch, each) for each in able], refused)
+        made, _, refused = encoded(flows, written)
+        self._senders.write(batch, [Post(batch, each) for each in made], refused)
 
     def stored(self, seconds: float = 0) -> list[Stored]:
         return self._senders.stored(seconds)
