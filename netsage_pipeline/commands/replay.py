@@ -128,7 +128,7 @@ def open_private(path: Path) -> BinaryIO:
 def rows_of(sensor: str | None, flow_type: FlowType, min_bytes: int) -> Callable[[Dump], Rows]:
     """How the rows of an nfcapd file, and the records of other programs, become flows."""
     return lambda dump: Rows(
-        sensor_id=shown(sensor or sensor_of(dump)), flow_type=shown(flow_type), minimum_bytes=min_bytes, overrides=bool(sensor)
+        sensor_id=shown(sensor or sensor_of(dump)), flow_type=flow_type, minimum_bytes=min_bytes, overrides=bool(sensor)
     )
 
 
